@@ -1,0 +1,214 @@
+"""Compiled kernels of the soft label: counting classes in cells. No allocation per cell, GIL released.
+
+A mixed cell's entries are sorted by falling weight, ties by rising id; void (65535) thereby comes last of a tie.
+Compiled once and cached beside this file by numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+IGNORE = 65535
+_jit = nb.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+
+
+@_jit
+def _put(ids: Any, weights: Any, start: int, used: int, id: int, weight: int) -> int:
+    """Add ``weight`` to ``id`` among the ``used`` entries from ``start`` on; return how many are used now."""
+    for e in range(start, start + used):
+        if ids[e] == id:
+            weights[e] += weight
+            return used
+    ids[start + used] = id
+    weights[start + used] = weight
+    return used + 1
+
+
+@_jit
+def _sort(ids: Any, weights: Any, start: int, used: int) -> None:
+    """Insertion sort of a cell's entries: weight falling, id rising."""
+    for e in range(start + 1, start + used):
+        id, weight = ids[e], weights[e]
+        f = e - 1
+        while f >= start and (weights[f] < weight or (weights[f] == weight and ids[f] > id)):
+            ids[f + 1] = ids[f]
+            weights[f + 1] = weights[f]
+            f -= 1
+        ids[f + 1] = id
+        weights[f + 1] = weight
+
+
+@_jit
+def find_mixed(hard: Any, k: int, base: Any, cells: Any) -> int:
+    """Fill ``base`` [h, w] with each k x k cell's first pixel; list mixed cells' flat indices; return their number.
+
+    The comparison of k rows against the first runs along the row, so that it vectorises; then k columns fold.
+    """
+    height, width = hard.shape
+    h, w = base.shape
+    differs = np.empty(width, np.uint16)
+    mixed = 0
+    for i in range(h):
+        top = hard[i * k]
+        rows = min(k, height - i * k)
+        differs[:] = 0
+        for r in range(1, rows):
+            row = hard[i * k + r]
+            for x in range(width):
+                differs[x] |= row[x] ^ top[x]
+        whole = width // k if rows == k else 0
+        for j in range(whole):
+            x0 = j * k
+            first = top[x0]
+            odd = differs[x0]
+            for x in range(x0 + 1, x0 + k):
+                odd |= differs[x] | (top[x] ^ first)
+            base[i, j] = first
+            if odd:
+                cells[mixed] = i * w + j
+                mixed += 1
+        for j in range(whole, w):  # partial cells: what they lack is void
+            base[i, j] = top[j * k]
+            cells[mixed] = i * w + j
+            mixed += 1
+    return mixed
+
+
+@_jit
+def count_cells(hard: Any, k: int, w: int, cells: Any, starts: Any, ids: Any, weights: Any) -> int:
+    """Count the classes of each listed k x k cell; returns how many cells stay mixed (all-void partial ones do not).
+
+    ``cells`` is compacted in place; ``starts`` [len + 1], ``ids`` and ``weights`` [len * k * k] are filled.
+    """
+    height, width = hard.shape
+    end = 0
+    kept = 0
+    for m in range(len(cells)):
+        y0, x0 = cells[m] // w * k, cells[m] % w * k
+        y1, x1 = min(y0 + k, height), min(x0 + k, width)
+        used = 0
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                used = _put(ids, weights, end, used, hard[y, x], 1)
+        lacking = k * k - (y1 - y0) * (x1 - x0)
+        if lacking:
+            used = _put(ids, weights, end, used, IGNORE, lacking)
+        if used == 1:
+            continue
+        _sort(ids, weights, end, used)
+        cells[kept] = cells[m]
+        starts[kept] = end
+        end += used
+        kept += 1
+    starts[kept] = end
+    return kept
+
+
+@_jit
+def _apportion(ids: Any, sums: Any, used: int, total: int, denominator: int, shares: Any) -> None:
+    """Largest remainder: integer ``shares`` of ``denominator`` in proportion to ``sums``; ties to the lower id."""
+    left = denominator
+    for e in range(used):
+        shares[e] = sums[e] * denominator // total
+        sums[e] = sums[e] * denominator % total
+        left -= shares[e]
+    while left > 0:
+        best = 0
+        for e in range(1, used):
+            if sums[e] > sums[best] or (sums[e] == sums[best] and ids[e] < ids[best]):
+                best = e
+        shares[best] += 1
+        sums[best] = -1
+        left -= 1
+
+
+@_jit
+def _uniform(hard: Any, y0: int, ny: int, x0: int, nx: int) -> bool:
+    first = hard[y0, x0]
+    for y in range(y0, y0 + ny):
+        for x in range(x0, x0 + nx):
+            if hard[y, x] != first:
+                return False
+    return True
+
+
+@_jit
+def weigh_cells(
+    hard: Any, fy: Any, ny: Any, wy: Any, fx: Any, nx: Any, wx: Any, total: int, denominator: int, base: Any, out: Any
+) -> int:
+    """Weigh every cell with separable integer weights; returns the number of entries written.
+
+    ``out`` holds (cells, counts, ids, weights), sized by the caller; counts[0] returns the number of mixed cells.
+    Where the entries do not fit, -1 is returned and the caller comes again with more room.
+    """
+    cells, counts, ids, weights = out
+    h, w = base.shape
+    widest = wy.shape[1] * wx.shape[1] + 1
+    cid, csum, cshare = np.empty(widest, np.int64), np.empty(widest, np.int64), np.empty(widest, np.int64)
+    end, mixed = 0, 0
+    for i in range(h):
+        for j in range(w):
+            base[i, j] = hard[fy[i], fx[j]]
+            if _uniform(hard, fy[i], ny[i], fx[j], nx[j]):
+                continue
+            used = 0
+            for a in range(ny[i]):
+                for b in range(nx[j]):
+                    weight = wy[i, a] * wx[j, b]
+                    if weight:
+                        used = _put(cid, csum, 0, used, hard[fy[i] + a, fx[j] + b], weight)
+            _apportion(cid, csum, used, total, denominator, cshare)
+            _sort(cid, cshare, 0, used)
+            while used > 1 and cshare[used - 1] == 0:
+                used -= 1
+            base[i, j] = cid[0]
+            if used == 1:
+                continue
+            if end + used > len(ids) or mixed + 1 >= len(cells):
+                return -1
+            for e in range(used):
+                ids[end + e] = cid[e]
+                weights[end + e] = cshare[e]
+            cells[mixed] = i * w + j
+            counts[mixed + 1] = used
+            end += used
+            mixed += 1
+    counts[0] = mixed
+    return end
+
+
+@_jit
+def merge_cells(base: Any, slot: Any, starts: Any, ids: Any, weights: Any, k: int, unit: int, merged: Any) -> int:
+    """Add up k x k cells of a soft label; cells beyond the border are void. Returns the number of entries.
+
+    ``slot`` [h, w]: index into ``starts`` of a mixed cell, -1 of a uniform one (weight ``unit``).
+    ``merged`` = (base, cells, starts, ids, weights) of the result; merged starts[0] returns the number of mixed cells.
+    """
+    mbase, mcells, mstarts, mids, mweights = merged
+    h, w = base.shape
+    oh, ow = mbase.shape
+    end, mixed = 0, 0
+    for i in range(oh):
+        for j in range(ow):
+            used = 0
+            for y in range(i * k, i * k + k):
+                for x in range(j * k, j * k + k):
+                    if y >= h or x >= w:
+                        used = _put(mids, mweights, end, used, IGNORE, unit)
+                    elif slot[y, x] < 0:
+                        used = _put(mids, mweights, end, used, base[y, x], unit)
+                    else:
+                        for e in range(starts[slot[y, x]], starts[slot[y, x] + 1]):
+                            used = _put(mids, mweights, end, used, ids[e], weights[e])
+            _sort(mids, mweights, end, used)
+            mbase[i, j] = mids[end]
+            if used > 1:
+                mcells[mixed] = i * ow + j
+                end += used
+                mixed += 1
+                mstarts[mixed] = end
+    mstarts[0] = mixed
+    return end

@@ -1,0 +1,174 @@
+"""A recipe's network from its parts: `build_model(config.model, num_classes)`.
+
+Encoders are timm's (any name), or segmentation-models-pytorch's own such as "mit_b2". Decoders are smp's for
+DeepLabV3+ and SegFormer, ours (heads.py) for HRNetV2 and the linear head. All upsampling keeps pixel centres
+(align_corners false), also where smp's default does not: with corners aligned, a network trained on crops would see
+another geometry on whole images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from shards.errors import SettingsError, UserError
+from train.config import Model
+from train.models.heads import ConcatenationHead, LinearHead
+from train.models.segmentation import SegmentationModel
+from train.models.weights import load_encoder_weights
+
+
+def build_model(config: Model, num_classes: int) -> SegmentationModel:
+    """The network of a recipe, with its weights.
+
+    Raises:
+        SettingsError: an unknown encoder (the nearest name is suggested), or one that the decoder cannot use.
+        UserError: weights that cannot be found, fetched or fitted.
+    """
+    _check_encoder(config)
+    try:
+        encoder, decoder = _PARTS[config.arch](config, num_classes)
+    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise _unusable(config, error) from error
+    if config.weights not in ("none", "timm"):
+        load_encoder_weights(encoder, config.encoder, config.weights)
+    mean, std = _statistics(config)
+    deeplab = config.arch == "deeplabv3plus"
+    return SegmentationModel(
+        encoder=encoder,
+        decoder=decoder,
+        mean=mean,
+        std=std,
+        multiple=config.output_stride if config.arch in ("deeplabv3plus", "linear") else 32,
+        freeze_norm=config.freeze_norm,
+        smallest_batch=2 if deeplab else 1,
+    )
+
+
+class FeatureMaps(nn.Module):
+    """A timm feature extractor whose maps are [B, C, h, w], whatever timm's own layout is; see `model`."""
+
+    def __init__(self, name: str, pretrained: bool, output_stride: int = 32, **options: Any) -> None:
+        super().__init__()
+        if output_stride != 32:
+            options["output_stride"] = output_stride
+        self.model = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        self.channels_last_maps = getattr(self.model, "output_fmt", None) == "NHWC"
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return list(self.model.feature_info.channels())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The maps, finest first."""
+        maps: list[Tensor] = self.model(images)
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last_maps else maps
+
+
+def _deeplabv3plus(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """Chen et al. 2018, with separable convolutions in the pyramid."""
+    rates = (6, 12, 18) if config.output_stride == 16 else (12, 24, 36)  # the paper's, for either stride
+    net = smp.DeepLabV3Plus(
+        encoder_name=_smp_name(config.encoder),
+        encoder_weights=_smp_weights(config),
+        encoder_output_stride=config.output_stride,
+        decoder_channels=config.decoder_channels,
+        decoder_atrous_rates=rates,
+        decoder_aspp_dropout=config.dropout,
+        classes=num_classes,
+        upsampling=1,
+    )
+    net.decoder.up.align_corners = False
+    return net.encoder, nn.Sequential(net.decoder, net.segmentation_head)
+
+
+def _segformer(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """Xie et al. 2021: linear maps of all stages, fused at stride 4."""
+    net = smp.Segformer(
+        encoder_name=_smp_name(config.encoder),
+        encoder_weights=_smp_weights(config),
+        decoder_segmentation_channels=config.decoder_channels,
+        classes=num_classes,
+        upsampling=1,
+    )
+    return net.encoder, nn.Sequential(net.decoder, nn.Dropout2d(config.dropout), net.segmentation_head)
+
+
+def _hrnet(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    """HRNetV2: the four streams themselves, not the wider maps that HRNet's classifier makes of them."""
+    options: dict[str, Any] = {"feature_location": ""} if config.encoder.startswith("hrnet") else {}
+    encoder = FeatureMaps(config.encoder, config.weights == "timm", **options)
+    kept = [i for i, stride in enumerate(encoder.model.feature_info.reduction()) if stride >= 4]
+    channels = [encoder.channels[i] for i in kept]
+    head = ConcatenationHead(channels, config.decoder_channels, num_classes, config.dropout)
+    return encoder, nn.Sequential(Kept(kept), head)
+
+
+def _linear(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
+    encoder = FeatureMaps(config.encoder, config.weights == "timm", config.output_stride)
+    return encoder, LinearHead(encoder.channels[-1], num_classes, config.dropout)
+
+
+_PARTS = {"deeplabv3plus": _deeplabv3plus, "segformer": _segformer, "hrnet": _hrnet, "linear": _linear}
+
+
+class Kept(nn.Module):
+    """Some maps of a list."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__()
+        self.indices = tuple(indices)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The maps at the kept indices."""
+        return [maps[i] for i in self.indices]
+
+
+def _of_smp(encoder: str) -> bool:
+    """Whether smp has an encoder of its own by this name that timm has not."""
+    return encoder in smp.encoders.get_encoder_names() and not timm.is_model(encoder)
+
+
+def _smp_name(encoder: str) -> str:
+    return encoder if _of_smp(encoder) else f"tu-{encoder}"
+
+
+def _smp_weights(config: Model) -> str | bool | None:
+    if config.weights != "timm":
+        return None
+    return "imagenet" if _of_smp(config.encoder) else True
+
+
+def _check_encoder(config: Model) -> None:
+    name, own = config.encoder, config.arch in ("deeplabv3plus", "segformer")
+    if timm.is_model(name) or (own and _of_smp(name)):
+        return
+    known = timm.list_models() + (smp.encoders.get_encoder_names() if own else [])
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "; give a name that timm.list_models() holds"
+    raise SettingsError(f"model.encoder: no encoder named {name!r}{hint}")
+
+
+def _statistics(config: Model) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the input: the recipe's, else those that the encoder was trained with."""
+    known = timm.models.get_pretrained_cfg(config.encoder) if timm.is_model(config.encoder) else None
+    mean = config.mean or (known.mean if known else IMAGENET_DEFAULT_MEAN)
+    std = config.std or (known.std if known else IMAGENET_DEFAULT_STD)
+    return mean, std
+
+
+def _unusable(config: Model, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if config.weights == "timm":
+        return UserError(
+            f'model.weights = "timm": {config.encoder} could not be built or its weights fetched ({reason}); '
+            f"give a .safetensors file, or none"
+        )
+    return SettingsError(f"model.encoder = {config.encoder!r} does not fit model.arch = {config.arch!r} ({reason})")

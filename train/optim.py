@@ -1,0 +1,88 @@
+"""Optimisers, their parameter groups, and learning rates as pure functions of the step.
+
+`build_optimizer(model, config.optim)` then, each step, `set_lr(optimizer, learning_rate(step, ...))`: nothing about
+the schedule is stored, so a resumed run continues with the same rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Optim, Schedule
+from train.models import SegmentationModel
+
+GROUP_SCALE = "lr_scale"  # a group's factor on the common learning rate
+
+
+def learning_rate(step: int, steps: int, optim: Optim, schedule: Schedule) -> float:
+    """The common learning rate of step 0 <= step < steps (a group multiplies it with its own `lr_scale`).
+
+    Warm-up is linear: step i of n warm-up steps runs at (i + 1) / (n + 1) of the rate that the schedule then takes
+    up; "poly" is (1 - t) ** power and "cosine" (1 + cos(pi t)) / 2 of the rate, t the share of the steps after the
+    warm-up that are done. No rate after the warm-up is below `min_lr`.
+    """
+    warmup = schedule.warmup_steps
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return max(schedule.min_lr, optim.lr * _decay(schedule, done))
+
+
+def _decay(schedule: Schedule, done: float) -> float:
+    if schedule.name == "poly":
+        return float((1.0 - done) ** schedule.power)
+    if schedule.name == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group `lr` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[GROUP_SCALE]
+
+
+def parameter_groups(model: SegmentationModel, config: Optim) -> list[dict[str, Any]]:
+    """The trainable parameters in up to four groups: encoder or decoder, with or without weight decay.
+
+    Every trainable parameter is in exactly one group, in the order of the model's own listing, so that an
+    optimiser's state can be stored by position. Norm parameters and biases are those with fewer than two dimensions.
+    """
+    groups: list[dict[str, Any]] = []
+    for name, parameters, scale in (
+        ("encoder", model.encoder_parameters(), config.encoder_lr_scale),
+        ("decoder", model.decoder_parameters(), 1.0),
+    ):
+        groups += _by_decay(name, [p for p in parameters if p.requires_grad], scale, config)
+    return groups
+
+
+def _by_decay(name: str, parameters: list[nn.Parameter], scale: float, config: Optim) -> list[dict[str, Any]]:
+    common = {GROUP_SCALE: scale, "lr": config.lr * scale}
+    if config.decay_norm_and_bias:
+        split = [(name, parameters, config.weight_decay)]
+    else:
+        plain = [p for p in parameters if p.ndim < 2]
+        split = [(name, [p for p in parameters if p.ndim >= 2], config.weight_decay), (f"{name} plain", plain, 0.0)]
+    return [{"name": n, "params": ps, "weight_decay": decay, **common} for n, ps, decay in split if ps]
+
+
+def build_optimizer(model: SegmentationModel, config: Optim) -> torch.optim.Optimizer:
+    """SGD or AdamW over `parameter_groups`."""
+    groups = parameter_groups(model, config)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scale the gradients down to a joint L2 norm of `max_norm` (None: leave them); the norm before, on their device.
+
+    Reading the result as a number waits for the accelerator: do so only when a line is logged.
+    """
+    return torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm)

@@ -1,0 +1,247 @@
+"""A recipe: one training run as one validated value (the schema; `train/config.py` reads the files).
+
+    seg-train --list                                                  # the recipes that are shipped
+    seg-train --shards data/demo --recipe demo --out runs/demo --set optim.lr=0.01 --dry-run
+
+Every section is frozen, knows its keys and refuses any other. In TOML, which has no null, the string "none"
+stands for an option that is off.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _off(value: object) -> object:
+    return None if value == "none" else value
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
+
+
+Sequenced = Field(strict=False)  # TOML and JSON have lists where a frozen model keeps tuples
+ScaleName = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(/[1-9][0-9]{0,4})?$")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Size = Annotated[tuple[Annotated[int, Field(ge=8, le=65536)], Annotated[int, Field(ge=8, le=65536)]], Sequenced]
+Range = Annotated[tuple[Annotated[float, Field(gt=0, le=16)], Annotated[float, Field(gt=0, le=16)]], Sequenced]
+Triple = Annotated[tuple[float, float, float], Sequenced]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Expected(Section):
+    """A published score for this set-up, in the paper's own units; never a score of ours."""
+
+    dataset: str
+    split: str = "val"
+    metric: str = "miou"
+    value: float  # as printed in the source: mIoU in per cent
+    source: str
+
+
+class Data(Section):
+    """Which samples, at which stored scales, with which kind of label.
+
+    labels: "soft" the share of each class in a cell; "nearest" the source label at the pixel nearest to each cell's
+    centre (Pillow, torch "nearest-exact"); "nearest-corner" the source label at floor(i * k) (torch "nearest",
+    OpenCV); "hardened" the arg-max of the soft label.
+    mode: "stored" reads one of the stored `scales`, drawn at random; "rescale" reads scale 1 and recomputes image and
+    label together at a random scale out of augment.rescale.
+    """
+
+    scales: Annotated[tuple[ScaleName, ...], Field(strict=False, min_length=1), BeforeValidator(_one_or_more)] = ("1",)
+    labels: Literal["soft", "nearest", "nearest-corner", "hardened"] = "soft"
+    split: Annotated[str, Field(min_length=1)] = "train"
+    mode: Literal["stored", "rescale"] = "stored"
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
+    max_classes_per_cell: Annotated[int, Field(ge=1, le=256)] = 8
+
+
+class Jitter(Section):
+    """Colour jitter: each factor is drawn from [1 - x, 1 + x] (hue: shift out of [-x, x] turns); 0 = off."""
+
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class Augment(Section):
+    """What is done to image and label together.
+
+    crop: [height, width] in cells of the training grid; what lies outside of the image is void.
+    rescale: [low, high] relative to the source's size; mode "rescale" only, resized with `filter`.
+    """
+
+    flip: bool = True
+    crop: Annotated[Size | None, BeforeValidator(_off)] = None
+    rescale: Annotated[Range | None, BeforeValidator(_off)] = None
+    filter: Literal["bilinear", "triangle"] = "triangle"
+    jitter: Jitter = Jitter()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.rescale is not None and self.rescale[0] > self.rescale[1]:
+            raise ValueError(f"augment.rescale = {list(self.rescale)}: expected [low, high] with low <= high")
+        return self
+
+
+class Model(Section):
+    """The network. `encoder` is any timm name, or one of smp's own ("mit_b2") for SegFormer.
+
+    weights: "none" (random), "timm" (downloaded by timm) or the path of a .safetensors file with timm's key names.
+    mean, std: of the input in 0..1; left out, those of the timm encoder's data configuration.
+    freeze_norm: BatchNorm layers of the encoder stay in evaluation mode.
+    """
+
+    arch: Literal["deeplabv3plus", "segformer", "hrnet", "linear"] = "deeplabv3plus"
+    encoder: Annotated[str, Field(min_length=1)] = "resnet50"
+    weights: Annotated[str, Field(min_length=1)] = "none"
+    output_stride: Literal[8, 16, 32] = 16
+    decoder_channels: Annotated[int, Field(ge=1, le=8192)] = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mean: Annotated[Triple | None, BeforeValidator(_off)] = None
+    std: Annotated[Triple | None, BeforeValidator(_off)] = None
+    freeze_norm: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.arch == "deeplabv3plus" and self.output_stride == 32:
+            raise ValueError("model.output_stride = 32: expected 8 or 16 for deeplabv3plus")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"model.std = {list(self.std)}: expected three numbers above 0")
+        return self
+
+
+class Loss(Section):
+    """What is minimised. void: what happens to cells that are partly void (see train/losses/soft.py).
+
+    multi_class_cells: false leaves cells with more than one class out of the loss (the MC switch of the soft-label
+    paper's Table 3).
+    """
+
+    kind: Literal["cross-entropy", "kl"] = "cross-entropy"
+    void: Literal["mask", "renormalise", "keep"] = "mask"
+    multi_class_cells: bool = True
+
+
+class Optim(Section):
+    """The optimiser. encoder_lr_scale multiplies lr for the encoder; clip is the largest gradient norm."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    betas: Annotated[tuple[Share, Share], Sequenced] = (0.9, 0.999)
+    weight_decay: NonNegative = 1e-4
+    encoder_lr_scale: NonNegative = 1.0
+    decay_norm_and_bias: bool = True
+    clip: Annotated[Positive | None, BeforeValidator(_off)] = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optim.nesterov = true: expected optim.momentum above 0")
+        if max(self.betas) >= 1:
+            raise ValueError(f"optim.betas = {list(self.betas)}: expected two numbers in [0, 1)")
+        return self
+
+
+class Schedule(Section):
+    """The learning rate over the steps: warm-up from 0 (linear), then poly, cosine or constant, never below min_lr."""
+
+    name: Literal["poly", "cosine", "constant"] = "poly"
+    power: Positive = 0.9
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    min_lr: NonNegative = 0.0
+
+
+class Loop(Section):
+    """Steps and what happens around them. batch is global: over all ranks and all `accumulate` parts of a step."""
+
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] = 1000
+    batch: Annotated[int, Field(ge=1, le=65536)] = 8
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    deterministic: bool = False
+    channels_last: bool = False
+    checkpoint_every: Annotated[int, Field(ge=0)] = 500  # 0: only at the end and when stopped
+    log_every: Annotated[int, Field(ge=1)] = 10
+    image_every: Annotated[int, Field(ge=0)] = 500
+    eval_every: Annotated[int, Field(ge=0)] = 0  # 0: off
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"loop.batch = {self.batch}: expected a multiple of loop.accumulate = {self.accumulate}")
+        return self
+
+
+class Evaluation(Section):
+    """How a run is evaluated; scores are always taken at the source's resolution.
+
+    scales: factors applied to the input image; the softmax outputs are averaged. flip: average with the mirror image.
+    input_scale: "1" feeds the source image, a stored scale such as "1/4" the image stored at that scale.
+    """
+
+    scales: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=8)], ...],
+        Field(strict=False, min_length=1),
+        BeforeValidator(_one_or_more),
+    ] = (1.0,)
+    flip: bool = False
+    input_scale: ScaleName = "1"
+
+
+class Recipe(Section):
+    """A whole training run. Fields not given take the defaults above; `name` comes from the file."""
+
+    name: Annotated[str, Field(min_length=1)]
+    description: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\r\n]*$")]
+    expected: Annotated[tuple[Expected, ...], Sequenced] = ()
+    data: Data = Data()
+    augment: Augment = Augment()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    loop: Loop = Loop()
+    eval: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        problem = _misfit(self)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and strings, for checkpoints and JSON; `config.from_dict` reads it back."""
+        return self.model_dump(mode="json")
+
+
+def _misfit(recipe: Recipe) -> str | None:
+    """What does not fit between two sections, or None."""
+    data, augment, loop = recipe.data, recipe.augment, recipe.loop
+    if data.mode == "rescale" and augment.rescale is None:
+        return 'data.mode = "rescale": expected augment.rescale = [low, high]'
+    if data.mode == "stored" and augment.rescale is not None:
+        return 'augment.rescale is set: expected data.mode = "rescale" (stored scales cannot be rescaled)'
+    if data.mode == "rescale" and data.scales != ("1",):
+        return f'data.scales = {list(data.scales)}: expected ["1"] with data.mode = "rescale", which reads scale 1'
+    varied = data.mode == "rescale" or len(data.scales) > 1
+    if varied and augment.crop is None and loop.batch // loop.accumulate > 1:
+        return "augment.crop is off: expected [height, width], as samples of several sizes share a batch"
+    if recipe.schedule.min_lr > recipe.optim.lr:
+        return f"schedule.min_lr = {recipe.schedule.min_lr}: expected at most optim.lr = {recipe.optim.lr}"
+    return None

@@ -4,22 +4,27 @@ A target is `ids` [B, K, H, W] and `weights` [B, K, H, W]: the share of class id
 empty slot has weight 0 (its id may be anything), and a cell whose weights are all 0 is void: it costs nothing and
 counts nowhere. Hard labels are K = 1. With S = sum of the weights of a cell, its cost is
 
-    sum_k w_k (logsumexp(z) - z[id_k])  =  S logsumexp(z) - sum_k w_k z[id_k]
+    - sum_k w_k log softmax(z)[id_k]        with the gradient        S softmax(z) - w
 
-so only one logsumexp over the classes and K gathered logits are needed, and no [B, C, H, W] log-probabilities.
+so one fused pass over the classes and K gathered numbers are enough, forward and backward. The gradient is built in
+place, in the one [B, C, H, W] array that is returned: nothing of that size is kept between the two passes.
 The sums are taken in float32 (float64 for float64 logits), whatever the logits' type.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from train.config import Loss
 
 VoidRule = Literal["mask", "renormalise", "keep"]
+HALF = 0.5 + 1e-6  # a share of exactly one half, summed in float32, may come out a little above it
+TINY = 1e-12
 
 
 def soft_cross_entropy(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +39,10 @@ def soft_cross_entropy(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Te
         (loss_sum, weight_sum), two scalars: the cost summed over all cells, and the sum of all weights. Their
         quotient is the mean cost a labelled cell; sums add up across accumulated steps and ranks.
     """
-    raise NotImplementedError
+    ids = torch.where(weights > 0, ids.long(), 0)  # an id out of range fails loudly, unless its slot is empty
+    weights = weights.to(_wide(logits))
+    loss_sum: Tensor = _SparseCrossEntropy.apply(logits, ids, weights)
+    return loss_sum, weights.sum()
 
 
 def soft_kl(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,12 +50,13 @@ def soft_kl(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
 
     The gradients are those of the cross-entropy. Arguments and result as in `soft_cross_entropy`.
     """
-    raise NotImplementedError
+    loss_sum, weight_sum = soft_cross_entropy(logits, ids, weights)
+    return loss_sum - _entropy(weights.to(loss_sum.dtype)).sum(), weight_sum
 
 
 def single_class_only(weights: Tensor) -> Tensor:
     """`weights` [B, K, H, W] with every cell that holds more than one class made void (the paper's MC switch off)."""
-    raise NotImplementedError
+    return weights * ((weights > 0).sum(dim=1, keepdim=True) <= 1)
 
 
 def apply_void_rule(weights: Tensor, rule: VoidRule) -> Tensor:
@@ -56,7 +65,43 @@ def apply_void_rule(weights: Tensor, rule: VoidRule) -> Tensor:
     "mask": cells with S <= 1/2 become void, the others are divided by S; "renormalise": every cell with S > 0 is
     divided by S; "keep": as they are, so that a cell counts by its labelled share.
     """
-    raise NotImplementedError
+    if rule == "keep":
+        return weights
+    labelled = weights.sum(dim=1, keepdim=True)  # [B, 1, H, W]
+    floor = HALF if rule == "mask" else 0.0
+    return torch.where(labelled > floor, weights / labelled.clamp_min(TINY), 0.0)
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    """- sum_k w_k log softmax(z)[id_k], summed over the cells; differentiable once, in the logits.
+
+    Keeps only its arguments; backward recomputes the softmax, which is one pass, and turns it into the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, ids, weights)
+        chosen = F.log_softmax(logits, dim=1, dtype=weights.dtype).gather(1, ids)  # [B, K, H, W]
+        return -(weights * chosen).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        logits, ids, weights = ctx.saved_tensors
+        gradient = F.softmax(logits, dim=1, dtype=weights.dtype)  # [B, C, H, W]
+        gradient.mul_(weights.sum(dim=1, keepdim=True) * upstream)
+        gradient.scatter_add_(1, ids, weights * -upstream)
+        return gradient.to(logits.dtype), None, None
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _entropy(weights: Tensor) -> Tensor:
+    """Entropy (nats) of each cell's shares, times their sum S: what cross-entropy cannot go below; [B, H, W]."""
+    total = weights.sum(dim=1)
+    return torch.xlogy(total, total) - torch.xlogy(weights, weights).sum(dim=1)
 
 
 class SoftLoss(nn.Module):

@@ -1,0 +1,63 @@
+# Everything a person does with this project. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+DEMO_RAW    := data/demo-raw
+DEMO_SHARDS := data/demo
+DEMO_RUN    := runs/demo
+
+SOURCES := shards prep train tests
+
+# Names of folders are targets too: without .PHONY make would call them up to date.
+.PHONY: help install demo shards test lint check bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv and install the project with tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or run make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), expected 3.11 or newer: run make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot create $(VENV): install its venv module (Debian, Ubuntu: python3-venv)" >&2; exit 2; }
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP) ## make street scenes, shard them, train on them, print the scores
+	$(BIN)/python -m prep.scenes $(DEMO_RAW)
+	$(BIN)/seg-prep demo --root $(DEMO_RAW) --out $(DEMO_SHARDS) --scales 1,1/2,1/4 --workers 2
+	@if [ -e $(DEMO_RUN)/summary.json ]; then echo "$(DEMO_RUN) is trained: remove the folder to train again"; \
+	else $(BIN)/seg-train --shards $(DEMO_SHARDS) --recipe demo --out $(DEMO_RUN) $$(test -d $(DEMO_RUN) && echo --resume); fi
+	$(BIN)/seg-eval --run $(DEMO_RUN) --shards $(DEMO_SHARDS) --split val --report $(DEMO_RUN)/report
+
+ifneq ($(filter shards,$(MAKECMDGOALS)),)
+ifeq ($(and $(DATASET),$(ROOT)),)
+$(error DATASET or ROOT is missing: make shards DATASET=cityscapes ROOT=/data/cityscapes [OUT=data/cityscapes] [ARGS="..."])
+endif
+endif
+OUT ?= data/$(DATASET)
+
+shards: $(STAMP) ## turn a dataset into shards: DATASET=cityscapes ROOT=/data/cityscapes [OUT=...] [ARGS="..."]
+	$(BIN)/seg-prep "$(DATASET)" --root "$(ROOT)" --out "$(OUT)" $(ARGS)
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(STAMP) ## formatting, types and the arrows between the packages
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## everything that CI runs
+
+bench: $(STAMP) ## measure speed and size; prints ratios
+	@for name in soften storage pipeline step; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+
+clean: ## remove caches and build leftovers; data/, runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Tests: `shards/`, `prep/` and `train/` mirror the packages, `bench/` holds the benchmarks."""

@@ -216,9 +216,7 @@ class SoftLabel:
         starts = np.zeros(len(chosen) + 1, np.int64)
         np.cumsum(counts, out=starts[1:])
         taken = np.repeat(self.starts[:-1][chosen] - starts[:-1], counts) + np.arange(starts[-1])
-        return SoftLabel(
-            base, self.denominator, cells.astype(np.int32), starts, self.ids[taken], self.weights[taken]
-        )
+        return SoftLabel(base, self.denominator, cells.astype(np.int32), starts, self.ids[taken], self.weights[taken])
 
 
 def assemble(parts: tuple[npt.NDArray[Any], ...], mixed: int, end: int, denominator: int) -> SoftLabel:

@@ -1,0 +1,146 @@
+"""Images: JPEG through libjpeg-turbo, PNG and WebP through Pillow; strict about truncation, capped in size."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from shards.errors import FormatError, SettingsError
+
+U8 = npt.NDArray[np.uint8]
+MAX_PIXELS = 1 << 28  # 268 megapixels: larger ones are taken for decompression bombs
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image's header says.
+
+    Args:
+        suffix: ``jpg``, ``png`` or ``webp``; other formats by their lower-case name.
+        height, width: in pixels, as stored (before any EXIF rotation).
+        mode: Pillow's name, e.g. ``RGB``, ``L``, ``I;16``.
+        rotated: whether EXIF asks for a turn or mirroring.
+        frames: how many frames it holds.
+    """
+
+    suffix: str
+    height: int
+    width: int
+    mode: str
+    rotated: bool
+    frames: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether the stored pixels are the RGB pixels, in a format that shards hold."""
+        return self.suffix in SUFFIXES.values() and self.mode == "RGB" and not self.rotated and self.frames == 1
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How images are written: ``keep`` the source's own format, or ``jpeg`` (with a quality), ``png``, ``webp``."""
+
+    kind: Literal["keep", "jpeg", "png", "webp"]
+    quality: int = 95
+
+    @classmethod
+    def parse(cls, text: str) -> ImageFormat:
+        """Read ``keep``, ``jpeg:90``, ``png`` or ``webp``; raises SettingsError."""
+        found = re.fullmatch(r"(keep|png|webp)|jpeg(?::([0-9]{1,3}))?", text.strip())
+        if found is None or not 1 <= int(found[2] or 95) <= 100:
+            raise SettingsError(f"image format {text!r} found; expected keep, jpeg:1 to jpeg:100, png or webp")
+        if found[1]:
+            return cls(found[1])  # type: ignore[arg-type]  # the pattern allows no other words
+        return cls("jpeg", int(found[2] or 95))
+
+    def __str__(self) -> str:
+        return f"jpeg:{self.quality}" if self.kind == "jpeg" else self.kind
+
+    def for_source(self, suffix: str) -> ImageFormat:
+        """What ``keep`` means for a source of this suffix: jpg -> jpeg:95, everything else -> png."""
+        if self.kind != "keep":
+            return self
+        return ImageFormat("jpeg") if suffix == "jpg" else ImageFormat("png")
+
+
+def image_facts(data: bytes, where: str | Path = "<memory>") -> ImageFacts:
+    """Read the header only; raises FormatError for non-images and for more than MAX_PIXELS."""
+    with _opened(data, where) as image:
+        width, height = image.size
+        rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        suffix = SUFFIXES.get(image.format or "", (image.format or "unknown").lower())
+        return ImageFacts(suffix, height, width, image.mode, rotated, getattr(image, "n_frames", 1))
+
+
+def image_suffix(data: bytes, where: str | Path = "<memory>") -> str:
+    """``jpg``, ``png`` or ``webp``; raises FormatError for anything else."""
+    for magic, suffix in ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png")):
+        if data.startswith(magic):
+            return suffix
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    raise FormatError(where, "not a JPEG, PNG or WebP image")
+
+
+def decode_image(data: bytes, where: str | Path = "<memory>") -> U8:
+    """Decode to RGB uint8 [H, W, 3], pixels as stored (EXIF rotation is not applied).
+
+    Raises:
+        FormatError: not an image, truncated, over MAX_PIXELS, or of more than 8 bits a channel.
+    """
+    facts = image_facts(data, where)
+    if facts.mode not in EIGHT_BIT:
+        raise FormatError(where, f"image of mode {facts.mode}; expected 8 bits a channel")
+    try:
+        if facts.suffix == "jpg" and facts.mode in ("RGB", "L"):
+            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), np.uint8)
+        with _opened(data, where) as image:
+            return np.array(image.convert("RGB"), np.uint8)
+    except (ValueError, OSError, SyntaxError, EOFError) as error:
+        raise FormatError(where, f"damaged image ({_first_line(error)})") from error
+
+
+def encode_image(rgb: U8, format: ImageFormat) -> bytes:
+    """Encode RGB uint8 [H, W, 3]; JPEG with full-resolution chroma (4:4:4), WebP lossless."""
+    rgb = np.ascontiguousarray(rgb)
+    if format.kind == "jpeg":
+        return bytes(simplejpeg.encode_jpeg(rgb, quality=format.quality, colorspace="RGB", colorsubsampling="444"))
+    if format.kind == "keep":
+        raise SettingsError("image format keep found where pixels are encoded; expected jpeg:Q, png or webp")
+    out = io.BytesIO()
+    options = {"compress_level": 6} if format.kind == "png" else {"lossless": True, "method": 4}
+    Image.fromarray(rgb).save(out, format.kind.upper(), **options)
+    return out.getvalue()
+
+
+def _opened(data: bytes, where: str | Path) -> Image.Image:
+    """The image behind its header, or FormatError; no pixels are decoded."""
+    if not data:
+        raise FormatError(where, "empty file; expected an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap stands below
+            image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise FormatError(where, f"image over {MAX_PIXELS} pixels: taken for a decompression bomb") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise FormatError(where, "not an image that can be read") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise FormatError(where, f"image of {image.width}x{image.height}, over the cap of {MAX_PIXELS} pixels")
+    return image
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,53 @@
+"""The sample index beside each shard: one JSON line a sample, so that any sample opens with one pread.
+
+    {"key": "0016E5_07959", "offset": 0, "members": {"jpg": 61234, "seg.png": 5120, "json": 143}}
+
+A file of its own, vouched for by checksum in the manifest: a manifest stays small at any number of samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from shards.errors import FormatError, SettingsError
+from shards.tar import BLOCK, MAX_MEMBER, MEMBER_SUFFIXES, IndexEntry, check_key
+
+
+def encode_entry(entry: IndexEntry) -> bytes:
+    """One line."""
+    row = {"key": entry.key, "offset": entry.offset, "members": entry.sizes}
+    return json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def encode_index(entries: Iterable[IndexEntry]) -> bytes:
+    """All lines."""
+    return b"".join(map(encode_entry, entries))
+
+
+def decode_index(data: bytes, where: str | Path = "<memory>") -> list[IndexEntry]:
+    """The entries; raises FormatError where a line is not one, offsets do not follow, or a key comes twice."""
+    entries, expected = [], 0
+    for number, line in enumerate(data.splitlines(), 1):
+        entry = _entry(line, where, number)
+        if entry.offset != expected:
+            raise FormatError(where, f"line {number}: offset {entry.offset}; expected {expected}")
+        expected += entry.length
+        entries.append(entry)
+    if len({e.key for e in entries}) != len(entries):
+        raise FormatError(where, "a key comes twice")
+    return entries
+
+
+def _entry(line: bytes, where: str | Path, number: int) -> IndexEntry:
+    try:
+        row = json.loads(line)
+        key, offset, sizes = row["key"], row["offset"], row["members"]
+        whole = all(type(v) is int and 0 <= v < MAX_MEMBER for v in sizes.values())
+        known = set(sizes) <= set(MEMBER_SUFFIXES) and len(row) == 3
+        if not (whole and known and type(offset) is int and offset >= 0 and offset % BLOCK == 0):
+            raise ValueError("out of range")
+        return IndexEntry(check_key(key), offset, sizes)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SettingsError) as error:
+        raise FormatError(where, f"line {number} is not an index entry") from error

@@ -1,0 +1,218 @@
+"""The manifest: the commit marker of a shard set, and what vouches for every file in it.
+
+Published last and atomically. Its bytes are canonical (sorted keys, fixed indent) and carry their own digest, so
+one flipped bit anywhere is found. Nothing in it is trusted: types, ranges, and that every path stays inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from shards.classes import ClassTable
+from shards.errors import FormatError, SettingsError, UserError
+from shards.scale import Scale, check_filter
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MAX_BYTES = 1 << 28
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or path != "/".join(parts):
+        raise ValueError(f"path {path!r} leaves the folder or is not plain")
+    return path
+
+
+def _scale(text: str) -> str:
+    if str(Scale.parse(text)) != text:
+        raise ValueError(f"scale {text!r} is not in lowest terms")
+    return text
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+ScaleText = Annotated[str, AfterValidator(_scale)]
+Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class File(_Strict):
+    """A published file: path below the shard set's folder, bytes, sha256 hex."""
+
+    path: RelativePath
+    bytes: Count
+    sha256: Digest
+
+
+class Shard(File):
+    """A tar shard, how many samples it holds, and its sample index."""
+
+    samples: Count
+    index: File
+
+
+class ScaleSet(_Strict):
+    """One split at one scale.
+
+    Args:
+        groups: samples in each shard (webdataset), or in each run that shuffling keeps together (zarr).
+        shards: the tar shards, empty for zarr.
+        store: the Zarr store's folder, None for webdataset.
+        files: the Zarr store's files.
+    """
+
+    groups: list[Count]
+    shards: list[Shard] = []
+    store: RelativePath | None = None
+    files: list[File] = []
+
+
+class Split(_Strict):
+    """A split: how many samples, whether they are labelled, and its scales."""
+
+    samples: Count
+    labelled: bool
+    scales: dict[ScaleText, ScaleSet]
+
+
+class Manifest(_Strict):
+    """What one ``seg-prep`` run publishes; see DESIGN and ``load_manifest``."""
+
+    format_version: Literal[1]
+    dataset: Name
+    title: str
+    source: str
+    terms: str
+    format: Literal["webdataset", "zarr"]
+    filter: Annotated[str, AfterValidator(check_filter)]
+    scales: list[ScaleText]
+    void: Literal[65535]
+    classes: dict[str, list[Any]]
+    classes_digest: Digest
+    splits: dict[Name, Split]
+    settings: dict[str, Any]
+    protocol: dict[str, Any]
+    files: list[File]
+    digest: str = ""
+
+    @property
+    def class_table(self) -> ClassTable:
+        """The class table, checked when the manifest was read."""
+        return ClassTable.from_dict(self.classes)
+
+    def all_files(self) -> list[File]:
+        """Every file that the manifest vouches for."""
+        files = list(self.files)
+        for split in self.splits.values():
+            for scale in split.scales.values():
+                files += [*scale.shards, *(s.index for s in scale.shards), *scale.files]
+        return files
+
+
+def seal(manifest: Manifest) -> Manifest:
+    """The manifest with its digest: sha256 over its canonical JSON without it."""
+    return manifest.model_copy(update={"digest": hashlib.sha256(_canonical(manifest, digest=False)).hexdigest()})
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The canonical bytes of a sealed manifest."""
+    return _canonical(manifest, digest=True)
+
+
+def publish(manifest: Manifest, folder: Path) -> Manifest:
+    """Seal and write ``manifest.json`` atomically (temp name, fsync, rename, fsync of the folder); return it sealed."""
+    manifest = seal(manifest)
+    publish_bytes(folder / MANIFEST, manifest_bytes(manifest))
+    return manifest
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Read and check ``folder/manifest.json``.
+
+    Raises:
+        UserError: the folder holds no manifest.
+        FormatError: another format version, damage, wrong types, paths that leave the folder.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        unfinished = (Path(folder) / ".build").is_dir()
+        hint = (
+            "the build there is not finished: run the same seg-prep again" if unfinished else "build it with seg-prep"
+        )
+        raise UserError(f"no {MANIFEST} found in {folder}; expected a shard set: {hint}")
+    if path.stat().st_size > MAX_BYTES:
+        raise FormatError(path, f"larger than {MAX_BYTES} bytes")
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(data: bytes, where: str | Path) -> Manifest:
+    """Check manifest bytes; raises FormatError."""
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(where, "not JSON: damaged; restore it or build again with --fresh") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if type(version) is int and version != FORMAT_VERSION:
+        raise FormatError(
+            where, f"format version {version} found; this release reads {FORMAT_VERSION}: upgrade segshards"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+        table = manifest.class_table
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "top level"
+        raise FormatError(where, f"{place}: {first['msg']}; restore it or build again with --fresh") from error
+    except SettingsError as error:
+        raise FormatError(where, f"classes: {error}") from error
+    if manifest_bytes(seal(manifest)) != data or table.digest != manifest.classes_digest:
+        raise FormatError(where, "does not match its own digest: damaged or edited; restore it or build with --fresh")
+    _check_counts(manifest, where)
+    return manifest
+
+
+def _check_counts(manifest: Manifest, where: str | Path) -> None:
+    """Counts agree with each other and every split holds every scale, else FormatError."""
+    for name, split in manifest.splits.items():
+        if list(split.scales) != sorted(manifest.scales):
+            raise FormatError(where, f"split {name} holds scales {list(split.scales)}; expected {manifest.scales}")
+        for scale, part in split.scales.items():
+            shards_fit = not part.shards or [s.samples for s in part.shards] == part.groups
+            if sum(part.groups) != split.samples or not shards_fit:
+                raise FormatError(where, f"split {name} at {scale}: sample counts do not add up to {split.samples}")
+
+
+def _canonical(manifest: Manifest, digest: bool) -> bytes:
+    plain = manifest.model_dump(mode="json", exclude=None if digest else {"digest"})
+    return json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"

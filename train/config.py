@@ -184,7 +184,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "value_error":
         return message.removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch":
-        return f"{dotted} = {problem['input']!r}: expected a scale such as \"1/4\" (or one line of text)"
+        return f'{dotted} = {problem["input"]!r}: expected a scale such as "1/4" (or one line of text)'
     expected = message.replace("Input should be", "expected").replace("should", "expected to")
     return f"{dotted} = {problem['input']!r}: {expected[:1].lower()}{expected[1:]}"
 
@@ -201,6 +201,6 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """"; did you mean X?" where a known name is close, else the list of what is known."""
+    """The ending "; did you mean X?" where a known name is close, else the list of what is known."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -123,7 +123,7 @@ class Model(Section):
 
 
 class Loss(Section):
-    """What is minimised. void: what happens to cells that are partly void (see train/losses/soft.py).
+    """What is minimised. void: what happens to cells that are partly void (train/batch.py).
 
     multi_class_cells: false leaves cells with more than one class out of the loss (the MC switch of the soft-label
     paper's Table 3).

@@ -2,7 +2,8 @@
 
 A target is `ids` [B, K, H, W] and `weights` [B, K, H, W]: the share of class ids[b, k, y, x] in that cell. A void or
 empty slot has weight 0 (its id may be anything), and a cell whose weights are all 0 is void: it costs nothing and
-counts nowhere. Hard labels are K = 1. With S = sum of the weights of a cell, its cost is
+counts nowhere. Hard labels are K = 1. What becomes of cells that are partly void (`loss.void`) is settled where the
+batch is made (train/batch.py): here S may be anything from 0 to 1. With S = sum of the weights of a cell, its cost is
 
     - sum_k w_k log softmax(z)[id_k]        with the gradient        S softmax(z) - w
 
@@ -21,10 +22,6 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from train.config import Loss
-
-VoidRule = Literal["mask", "renormalise", "keep"]
-HALF = 0.5 + 1e-6  # a share of exactly one half, summed in float32, may come out a little above it
-TINY = 1e-12
 
 
 def soft_cross_entropy(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,19 +54,6 @@ def soft_kl(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
 def single_class_only(weights: Tensor) -> Tensor:
     """`weights` [B, K, H, W] with every cell that holds more than one class made void (the paper's MC switch off)."""
     return weights * ((weights > 0).sum(dim=1, keepdim=True) <= 1)
-
-
-def apply_void_rule(weights: Tensor, rule: VoidRule) -> Tensor:
-    """Weights [B, K, H, W] after the rule for cells that are partly void (S < 1). Applying it twice changes nothing.
-
-    "mask": cells with S <= 1/2 become void, the others are divided by S; "renormalise": every cell with S > 0 is
-    divided by S; "keep": as they are, so that a cell counts by its labelled share.
-    """
-    if rule == "keep":
-        return weights
-    labelled = weights.sum(dim=1, keepdim=True)  # [B, 1, H, W]
-    floor = HALF if rule == "mask" else 0.0
-    return torch.where(labelled > floor, weights / labelled.clamp_min(TINY), 0.0)
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
@@ -105,17 +89,16 @@ def _entropy(weights: Tensor) -> Tensor:
 
 
 class SoftLoss(nn.Module):
-    """The loss of a recipe: the void rule, the MC switch, then cross-entropy or KL.
+    """The loss of a recipe: the MC switch, then cross-entropy or KL.
 
     forward(logits [B, C, H, W], ids [B, K, H, W], weights [B, K, H, W]) -> (loss_sum, weight_sum).
     """
 
-    def __init__(self, kind: Literal["cross-entropy", "kl"], void: VoidRule, multi_class_cells: bool) -> None:
+    def __init__(self, kind: Literal["cross-entropy", "kl"], multi_class_cells: bool) -> None:
         super().__init__()
-        self.kind, self.void, self.multi_class_cells = kind, void, multi_class_cells
+        self.kind, self.multi_class_cells = kind, multi_class_cells
 
     def forward(self, logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        weights = apply_void_rule(weights, self.void)
         if not self.multi_class_cells:
             weights = single_class_only(weights)
         measure = soft_cross_entropy if self.kind == "cross-entropy" else soft_kl
@@ -124,4 +107,4 @@ class SoftLoss(nn.Module):
 
 def build_loss(config: Loss) -> SoftLoss:
     """The loss that a recipe's section describes."""
-    return SoftLoss(config.kind, config.void, config.multi_class_cells)
+    return SoftLoss(config.kind, config.multi_class_cells)

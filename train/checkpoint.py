@@ -1,0 +1,135 @@
+"""Checkpoints: one file that holds all that a run needs to go on exactly where it stopped.
+
+Plain tensors, numbers, strings, lists and dicts only, so that a checkpoint is read with `weights_only=True` and can
+run no code. Written beside its place, synced, then renamed: a reader sees the old one or the new one, never half.
+
+No random state is kept: the randomness of a step is a pure function of (seed, step, rank), see `train.loop`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.errors import FormatError
+
+FORMAT_VERSION = 1
+NAME = "checkpoint.pt"
+REMEDY = "restore the file from a copy, or train again into a new --out"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` optimiser steps.
+
+    Args:
+        model: the state dict of the model (never of its DDP wrapper).
+        optimiser: the state dict of the optimiser.
+        step: optimiser steps done.
+        recipe: the resolved recipe, as plain values.
+        classes: the class table, as plain values.
+        classes_digest: its digest.
+        digests: the digest of every shard set that the run reads, in order.
+        versions: of torch and of this project's other parts, for the reader.
+    """
+
+    model: dict[str, torch.Tensor]
+    optimiser: dict[str, Any]
+    step: int
+    recipe: dict[str, Any]
+    classes: dict[str, Any]
+    classes_digest: str
+    digests: list[str]
+    versions: dict[str, str]
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Publish `checkpoint` at `path`, atomically: a crash at any moment leaves the earlier file or this one."""
+    partial = path.with_name(path.name + ".partial")
+    values = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    with open(partial, "wb") as file:
+        torch.save({"format_version": FORMAT_VERSION, **values}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, its tensors on the CPU, its shape checked.
+
+    Raises:
+        FormatError: absent, cut short, corrupted, of another version or with parts missing.
+    """
+    if not path.is_file():
+        raise FormatError(path, "no checkpoint here; expected the folder of a run that seg-train has saved")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise FormatError(path, f"not a readable checkpoint ({reason}); {REMEDY}") from error
+    return _checked(path, values)
+
+
+def _checked(path: Path, values: object) -> Checkpoint:
+    """`values` as a Checkpoint, after a look at the type of every part."""
+    if not isinstance(values, dict) or "format_version" not in values:
+        raise FormatError(path, f"not a checkpoint of seg-train; {REMEDY}")
+    version = values.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatError(path, f"checkpoint format {version!r}, expected {FORMAT_VERSION}; {REMEDY}")
+    expected: dict[str, type] = {
+        "model": Mapping, "optimiser": dict, "step": int, "recipe": dict,
+        "classes": dict, "classes_digest": str, "digests": list, "versions": dict,
+    }  # fmt: skip
+    for name, kind in expected.items():
+        if not isinstance(values.get(name), kind):
+            raise FormatError(path, f"{name!r} is missing or not a {kind.__name__}; {REMEDY}")
+    if set(values) != set(expected):
+        raise FormatError(path, f"unknown parts {sorted(set(values) - set(expected))}; {REMEDY}")
+    if not all(isinstance(tensor, torch.Tensor) for tensor in values["model"].values()):
+        raise FormatError(path, f"'model' holds something else than tensors; {REMEDY}")
+    return Checkpoint(**values)
+
+
+def belongs(checkpoint: Checkpoint, classes_digest: str, digests: list[str], path: Path) -> None:
+    """Raise FormatError unless the checkpoint was saved with this class table and these shard sets."""
+    if checkpoint.classes_digest != classes_digest:
+        raise FormatError(path, "saved with another class table than its run.json; restore both from one copy")
+    if checkpoint.digests != digests:
+        raise FormatError(path, "saved with other shard sets than its run.json; restore both from one copy")
+
+
+def fit(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Load the checkpoint's weights into `model`.
+
+    Raises:
+        FormatError: names or shapes differ from the model's.
+    """
+    try:
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise FormatError(path, f"does not fit the model of its own recipe ({str(error)[:160]}); {REMEDY}") from error
+
+
+def fit_optimiser(optimiser: torch.optim.Optimizer, checkpoint: Checkpoint, path: Path) -> None:
+    """Load the checkpoint's optimiser state into `optimiser`.
+
+    Raises:
+        FormatError: its groups differ from the optimiser's.
+    """
+    try:
+        optimiser.load_state_dict(checkpoint.optimiser)
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(path, f"optimiser state does not fit ({str(error)[:160]}); {REMEDY}") from error

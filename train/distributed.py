@@ -1,0 +1,99 @@
+"""Processes and devices: one process by default, one a device under torchrun.
+
+    torchrun --nproc-per-node 4 --no-python seg-train --shards data/demo --recipe demo --out runs/demo
+
+Every rank reads its own part of each global batch; rank 0 alone writes. Sums that the loop needs (loss, weights, who
+was asked to stop) cross the ranks in one small all-reduce a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+
+from shards.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of a run, and the device that it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and talks."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[torch.Tensor | float]) -> list[float]:
+        """Each value summed over the ranks, in float64 (one all-reduce, one synchronisation with the device)."""
+        vector = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
+        if self.size > 1:
+            distributed.all_reduce(vector)
+        return [float(value) for value in vector.tolist()]
+
+    def sum_counts(self, counts: torch.Tensor) -> torch.Tensor:
+        """An int64 tensor of counts summed over the ranks; on the CPU."""
+        if self.size == 1:
+            return counts.cpu()
+        moved = counts.to(self.device, copy=True)
+        distributed.all_reduce(moved)
+        return moved.cpu()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with its gradients averaged over the ranks in backward; alone, the model itself."""
+        if self.size == 1:
+            return model
+        ids = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def wait(self) -> None:
+        """Return when every rank is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda".
+
+    Raises:
+        SettingsError: CUDA was asked for and is absent, or the name is unknown.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"device {name!r}: expected auto, cpu or cuda")
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise SettingsError("--device cuda: no CUDA device was found; use --device cpu or auto")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """The world that the environment describes (torchrun's RANK, WORLD_SIZE, LOCAL_RANK), left again at the end.
+
+    Raises:
+        SettingsError: the device is absent.
+    """
+    chosen = choose_device(device)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(chosen)
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if chosen.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise SettingsError(f"local rank {local}: {torch.cuda.device_count()} CUDA devices; start fewer processes")
+        chosen = torch.device("cuda", local)
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
+    try:
+        yield World(chosen, rank, size)
+    finally:
+        distributed.destroy_process_group()

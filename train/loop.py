@@ -1,0 +1,333 @@
+"""The order of steps: batches in, one optimiser step each, a checkpoint now and then, a clean stop when asked.
+
+    seg-train --shards data/demo --recipe demo --out runs/demo
+
+A step sums the cost over all labelled cells of the global batch and divides once, by the sum of their weights over
+all micro-batches and ranks: `loop.accumulate` and the number of processes change nothing but rounding. Before each
+step torch is seeded with (seed, step, rank), so a resumed run draws the same dropout without any stored state.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards.errors import SegshardsError, UserError
+from shards.order import generator
+from shards.terminal import Progress, say
+from train import checkpoint, panel
+from train.batch import Batch
+from train.checkpoint import Checkpoint
+from train.distributed import World
+from train.losses import build_loss
+from train.models import build_model
+from train.optim import build_optimizer, clip_gradients, learning_rate, set_lr
+from train.run import Run, versions
+from train.runlog import RunLog
+from train.stream import Stream, batches, received
+
+
+class Diverged(UserError):
+    """The training loss or the gradient is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step was.
+
+    Args:
+        step: steps done, this one included.
+        loss: mean cost a labelled cell over the global batch; None where every cell was void.
+        lr: common learning rate.
+        grad_norm: L2 norm of the gradient before clipping.
+        asked_to_stop: whether any rank got a signal.
+    """
+
+    step: int
+    loss: float | None
+    lr: float
+    grad_norm: float
+    asked_to_stop: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `Trainer.run` ended."""
+
+    step: int
+    finished: bool
+    loss: float | None  # mean over the last 20 steps
+    seconds: float
+    samples_per_second: float
+
+
+@dataclass
+class Trainer:
+    """A run in memory: model, optimiser and where they stand.
+
+    Args:
+        setup: recipe, classes and folder.
+        stream: its samples.
+        world: this process among all.
+        quiet: print errors only.
+    """
+
+    setup: Run
+    stream: Stream
+    world: World
+    quiet: bool = False
+    step: int = 0
+    model: nn.Module = field(init=False)
+    optimiser: torch.optim.Optimizer = field(init=False)
+    stopping: bool = field(default=False, init=False)
+    capped: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        recipe = self.setup.recipe
+        make_deterministic(recipe.loop.deterministic)
+        torch.manual_seed(recipe.loop.seed)
+        model = build_model(recipe.model, len(self.setup.classes))
+        self.stream.fill = mean_colour(model)
+        layout = torch.channels_last if recipe.loop.channels_last else torch.contiguous_format
+        self.model = model.to(self.world.device, memory_format=layout)
+        self.optimiser = build_optimizer(model, recipe.optim)
+        self.loss = build_loss(recipe.loss)
+        self._buffers = shadows(self.model)
+        self.bf16 = recipe.loop.amp == "bf16" or (recipe.loop.amp == "auto" and self.world.device.type == "cuda")
+
+    def load(self) -> None:
+        """Go back to the folder's last checkpoint; to step 0 where the run was stopped before its first.
+
+        Raises:
+            FormatError: it is broken, or does not belong to this run.
+        """
+        path = self.setup.folder / checkpoint.NAME
+        if not path.exists():
+            return
+        saved = checkpoint.load(path)
+        checkpoint.belongs(saved, self.setup.classes.digest, self.setup.digests, path)
+        checkpoint.fit(self.model, saved, path)
+        checkpoint.fit_optimiser(self.optimiser, saved, path)
+        self.step = saved.step
+
+    def save(self) -> None:
+        """Publish a checkpoint; rank 0 alone writes."""
+        if not self.world.first:
+            return
+        setup = self.setup
+        checkpoint.save(
+            setup.folder / checkpoint.NAME,
+            Checkpoint(
+                model=self.model.state_dict(),
+                optimiser=self.optimiser.state_dict(),
+                step=self.step,
+                recipe=setup.recipe.to_dict(),
+                classes=setup.classes.to_dict(),
+                classes_digest=setup.classes.digest,
+                digests=setup.digests,
+                versions=versions(),
+            ),
+        )
+
+    def run(self) -> Summary:
+        """Train from the present step to the recipe's last, or until a signal; saved either way.
+
+        Raises:
+            Diverged: loss or gradient is not finite; the last good state is saved.
+            SegshardsError: a shard is broken.
+        """
+        loop, began, first = self.setup.recipe.loop, time.perf_counter(), self.step
+        losses: list[float] = []
+        with (
+            RunLog(self.setup.folder, self.step, self.world.first) as log,
+            Progress(loop.steps, "steps", self.quiet or not self.world.first, self.step) as progress,
+            self._signals(),
+        ):
+            wrapped = self.world.wrap(self.model)
+            self.model.train()
+            timed = Timed(iter(batches(self.stream, self.world, self.step)))
+            while self.step < loop.steps:
+                done = self._saved_on_error(wrapped, timed)
+                losses = [*losses[-19:], done.loss] if done.loss is not None else losses
+                self._report(log, progress, done, timed)
+                if done.asked_to_stop:
+                    break
+                if loop.checkpoint_every and self.step % loop.checkpoint_every == 0 and self.step < loop.steps:
+                    self.save()
+            self.save()
+            seconds = time.perf_counter() - began
+            rate = (self.step - first) * loop.batch / max(seconds, 1e-9)
+            mean = float(np.mean(losses)) if losses else None
+            summary = Summary(self.step, self.step >= loop.steps, mean, round(seconds, 3), round(rate, 3))
+            log.write({"step": self.step, "summary": vars(summary)})
+        self.world.wait()
+        return summary
+
+    def _saved_on_error(self, wrapped: nn.Module, timed: Timed) -> Step:
+        """One step; where it fails with an error for people, the state before it is saved."""
+        for kept, buffers in self._buffers:
+            torch._foreach_copy_(kept, buffers)
+        try:
+            return self._step(wrapped, timed)
+        except SegshardsError:
+            for kept, buffers in self._buffers:  # the failed forward has moved BatchNorm's statistics
+                torch._foreach_copy_(buffers, kept)
+            self.save()
+            raise
+
+    def _step(self, wrapped: nn.Module, timed: Timed) -> Step:
+        recipe, step = self.setup.recipe, self.step
+        torch.manual_seed(seed_of(recipe.loop.seed, step, self.world.rank))
+        lr = learning_rate(step, recipe.loop.steps, recipe.optim, recipe.schedule)
+        set_lr(self.optimiser, lr)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, weight, keys = self._accumulate(wrapped, timed)
+        total, mass, stop = self.world.sum([loss, weight, float(self.stopping)])
+        self._scale_gradients(self.world.size / mass if mass else 0.0)
+        norm = float(clip_gradients(self.model.parameters(), recipe.optim.clip))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            what = "loss" if not math.isfinite(total) else "gradient"
+            raise Diverged(
+                f"the {what} of step {step + 1} is not a finite number (batch of {', '.join(keys[:8])}"
+                f"{' ...' if len(keys) > 8 else ''}); step {step} is saved: lower optim.lr or set optim.clip"
+            )
+        self.optimiser.step()
+        self.step += 1
+        return Step(self.step, total / mass if mass else None, lr, norm, stop > 0)
+
+    def _accumulate(self, wrapped: nn.Module, timed: Timed) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """Forward and backward over the step's micro-batches: summed cost, summed weights, keys."""
+        parts, device = self.setup.recipe.loop.accumulate, self.world.device
+        cost = torch.zeros((), dtype=torch.float64, device=device)
+        mass = torch.zeros((), dtype=torch.float64, device=device)
+        keys: list[str] = []
+        for part in range(parts):
+            batch = timed.next().to(device)
+            last = part == parts - 1 or not isinstance(wrapped, nn.parallel.DistributedDataParallel)
+            with nullcontext() if last else wrapped.no_sync():  # type: ignore[operator]
+                loss, weight = self.loss(self._logits(wrapped, batch), batch.ids, batch.weights)
+                loss.backward()
+            cost, mass = cost + loss.detach(), mass + weight.detach()
+            keys += batch.keys
+            self._say_capped(batch)
+            timed.last = batch
+        return cost, mass, keys
+
+    def _logits(self, wrapped: nn.Module, batch: Batch) -> torch.Tensor:
+        images = batch.images
+        if self.setup.recipe.loop.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+            logits: torch.Tensor = wrapped(images)  # [B, C, H, W]
+        return logits
+
+    def _scale_gradients(self, factor: float) -> None:
+        """Gradients of a sum become those of the mean over all cells of all ranks (DDP has averaged over ranks)."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+
+    def _report(self, log: RunLog, progress: Progress, done: Step, timed: Timed) -> None:
+        """Log line of every step; curves and progress every `log_every`; pictures every `image_every`."""
+        loop = self.setup.recipe.loop
+        seconds, waited = timed.lap()
+        rate, wait = loop.batch / max(seconds, 1e-9), waited / max(seconds, 1e-9)
+        values = {"loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}
+        speed = {"seconds": round(seconds, 4), "samples_per_second": round(rate, 3), "data_wait": round(wait, 4)}
+        log.write({"step": done.step, "epoch": done.step * loop.batch / len(self.stream), **values, **speed})
+        progress.advance(1)
+        if done.step % loop.log_every == 0 or done.step == loop.steps:
+            log.curves(done.step, {**values, **speed})
+            progress.set(loss="void" if done.loss is None else f"{done.loss:.4f}", lr=f"{done.lr:.2g}")
+        if loop.image_every and done.step % loop.image_every == 0 and self.world.first and timed.last is not None:
+            log.picture(done.step, "image-label-prediction", panel.of_batch(self.model, timed.last, self.setup.classes))
+
+    def _say_capped(self, batch: Batch) -> None:
+        """Say once that some cells hold more classes than the recipe keeps."""
+        if batch.capped and not self.capped and self.world.first:
+            self.capped = True
+            most = self.setup.recipe.data.max_classes_per_cell
+            say(
+                f"{batch.capped} cells of a batch hold more than {most} classes: their lightest are left out and the "
+                "rest renormalised (data.max_classes_per_cell)",
+                self.quiet,
+            )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM finish the step first; a second one ends at once."""
+        names = (signal.SIGINT, signal.SIGTERM)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.stopping = True
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+        before = {name: signal.getsignal(name) for name in names}
+        try:
+            for name in names:
+                signal.signal(name, stop)
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+
+class Timed:
+    """The batches of a loader, with a clock on how long the loop waited for them."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self.source, self.waited, self.began = source, 0.0, time.perf_counter()
+        self.last: Batch | None = None
+
+    def next(self) -> Batch:
+        """The next batch; an error of a data worker is raised here."""
+        before = time.perf_counter()
+        batch = received(next(self.source))
+        self.waited += time.perf_counter() - before
+        return batch
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last lap, and how many of them were waiting."""
+        now = time.perf_counter()
+        seconds, waited = now - self.began, self.waited
+        self.began, self.waited = now, 0.0
+        return seconds, waited
+
+
+def shadows(model: nn.Module) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """The model's buffers, those of one type together, each list with copies to keep their values in."""
+    kinds: dict[torch.dtype, list[torch.Tensor]] = {}
+    for buffer in model.buffers():
+        kinds.setdefault(buffer.dtype, []).append(buffer)
+    return [([buffer.clone() for buffer in buffers], buffers) for buffers in kinds.values()]
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """The seed of torch's generators in one step on one rank; a pure function, distinct for distinct arguments."""
+    return int(generator("torch", seed, step, rank).integers(2**63))
+
+
+def mean_colour(model: nn.Module) -> tuple[int, int, int]:
+    """The model's input mean as a colour 0..255, for padding."""
+    red, green, blue = (round(float(value)) for value in model.get_buffer("mean").flatten())
+    return red, green, blue
+
+
+def make_deterministic(asked: bool) -> None:
+    """Use only operations that give the same bits each time, where `asked`."""
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(asked)
+    torch.backends.cudnn.benchmark = not asked

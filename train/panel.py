@@ -1,0 +1,42 @@
+"""Pictures of a batch for TensorBoard: image, label and prediction side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import shards
+from shards.classes import ClassTable
+from shards.picture import colourise
+from train.batch import Batch
+
+MOST = 4  # samples in one picture
+
+
+def of_batch(model: nn.Module, batch: Batch, classes: ClassTable) -> npt.NDArray[np.uint8]:
+    """uint8 [n * H, 3 * W, 3]: a row for each of the first samples, the label hardened.
+
+    The model is left in training mode.
+    """
+    images = batch.images[:MOST]
+    model.eval()
+    with torch.inference_mode():
+        found = model(images).argmax(1).to(torch.int32).cpu().numpy().astype(np.uint16)  # [n, H, W]
+    model.train()
+    labels = heaviest(batch)
+    rows = [
+        np.concatenate([image, colourise(label, classes), colourise(prediction, classes)], axis=1)
+        for image, label, prediction in zip(images.permute(0, 2, 3, 1).cpu().numpy(), labels, found, strict=True)
+    ]
+    return np.concatenate(rows)
+
+
+def heaviest(batch: Batch) -> npt.NDArray[Any]:
+    """The heaviest class of each cell, uint16 [n, H, W]; void where a cell has no weight."""
+    ids, weights = batch.ids[:MOST].cpu().numpy(), batch.weights[:MOST].cpu().numpy()
+    top = np.take_along_axis(ids, weights.argmax(1)[:, None], 1)[:, 0]
+    return np.where(weights.sum(1) > 0, top, shards.IGNORE).astype(np.uint16)

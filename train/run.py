@@ -1,0 +1,132 @@
+"""The folder of a run: what it holds, how it begins, how it is opened again.
+
+    runs/demo/run.json        resolved recipe, shard sets with their digests, class table, seed, versions
+    runs/demo/checkpoint.pt   the last checkpoint (train/checkpoint.py)
+    runs/demo/log.jsonl       one line a step; tensorboard/ beside it (train/runlog.py)
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from shards.classes import ClassTable
+from shards.errors import FormatError, UserError
+from shards.manifest import publish_bytes
+from train import config
+from train.config import Recipe
+
+NAME = "run.json"
+FORMAT_VERSION = 1
+# Settings that change when things are written or how fast they are read, and nothing that is learnt.
+FREE = {
+    "name", "description", "expected", "data.workers",
+    "loop.checkpoint_every", "loop.log_every", "loop.image_every", "loop.eval_every",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is, before its first step.
+
+    Args:
+        folder: where it lives.
+        recipe: resolved.
+        classes: the class table of its shard sets.
+        sources: per shard set "path", "dataset", "digest" and "filter".
+    """
+
+    folder: Path
+    recipe: Recipe
+    classes: ClassTable
+    sources: tuple[dict[str, str], ...]
+
+    @property
+    def digests(self) -> list[str]:
+        """The manifest digest of each shard set."""
+        return [source["digest"] for source in self.sources]
+
+
+def create(run: Run) -> None:
+    """Make the run's folder and publish its run.json.
+
+    Raises:
+        UserError: there is a run already, or the place is a file.
+    """
+    if (run.folder / NAME).exists():
+        raise UserError(f"{run.folder} holds a run already: add --resume to continue it, or give another --out")
+    if run.folder.exists() and not run.folder.is_dir():
+        raise UserError(f"--out {run.folder} is a file; expected a folder or a new path")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    values = {
+        "format_version": FORMAT_VERSION,
+        "recipe": run.recipe.to_dict(),
+        "sources": list(run.sources),
+        "classes": run.classes.to_dict(),
+        "classes_digest": run.classes.digest,
+        "seed": run.recipe.loop.seed,
+        "versions": versions(),
+    }
+    publish_bytes(run.folder / NAME, json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def open_run(folder: Path) -> Run:
+    """The run of a folder.
+
+    Raises:
+        UserError: no run there.
+        FormatError: its run.json is broken.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise UserError(f"no run in {folder} (no {NAME}); expected the --out folder of seg-train")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format_version"] != FORMAT_VERSION:
+            raise FormatError(path, f"run format {values['format_version']!r}, expected {FORMAT_VERSION}")
+        sources = tuple({key: str(source[key]) for key in ("path", "dataset", "digest", "filter")} for source in values["sources"])
+        classes = ClassTable.from_dict(values["classes"])
+        return Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(path, f"not a readable run file ({type(error).__name__}: {error}); restore it") from None
+
+
+def check_same(old: Run, new: Run) -> None:
+    """Raise UserError, naming what differs, unless `new` would do exactly what `old` does."""
+    before, now = dict(_flat(old.recipe.to_dict())), dict(_flat(new.recipe.to_dict()))
+    differ = [key for key in {**before, **now} if key not in FREE and before.get(key) != now.get(key)]
+    differ = [key for key in differ if key.partition(".")[0] not in FREE]
+    found = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differ[:4]]
+    if old.digests != new.digests:
+        found.append("the shard sets are not the same ones (their digests differ)")
+    if found:
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise UserError(
+            f"{old.folder} was started with other settings: {'; '.join(found)}{more}; "
+            "resume with the same settings, or give another --out"
+        )
+
+
+def versions() -> dict[str, str]:
+    """What this run was made with."""
+    named = {}
+    for name in ("segshards", "torch", "timm", "segmentation_models_pytorch", "numpy"):
+        try:
+            named[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            named[name] = "not installed"
+    return {"python": platform.python_version(), **named}
+
+
+def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

@@ -1,0 +1,225 @@
+"""The order of samples: shard sets become an endless, resumable stream of batches.
+
+The stream is a sequence of positions 0, 1, 2, ...; which sample stands at a position, and how it is augmented, are
+pure functions of (manifest digests, seed, position). Step s of a global batch of G samples takes the positions s * G
+to (s + 1) * G - 1, rank r of W the r-th part of them. So a run may stop after any step and go on with the next
+sample, at any number of workers and ranks, and an epoch holds every sample once: the next one follows on without a
+short batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import shards
+from shards.errors import FormatError, SegshardsError, SettingsError
+from shards.order import generator
+from train.augment import GREY, augment
+from train.batch import Batch, Item, collate, planar, targets_of
+from train.config import Recipe
+from train.distributed import World
+from train.sources import Sources
+
+U16 = npt.NDArray[np.uint16]
+GRACE_SECONDS = 60  # what a data worker that was told to end gets for it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error on its way from a data worker to the loop, which raises it there."""
+
+    error: SegshardsError
+
+
+class Stream(Dataset[Item | Failure]):
+    """The samples of some shard sets by their position in the order of the run.
+
+    Args:
+        sources: the open shard sets.
+        recipe: which scales, labels, augmentation and seed.
+        fill: the colour of padding, 0..255.
+    """
+
+    def __init__(self, sources: Sources, recipe: Recipe, fill: tuple[int, int, int] = GREY) -> None:
+        self.sources, self.recipe, self.fill = sources, recipe, fill
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        """Samples in an epoch; positions go on beyond."""
+        return len(self.sources)
+
+    def index(self, position: int) -> int:
+        """The sample, counted over all sources, that stands at `position`."""
+        epoch, place = divmod(position, len(self))
+        if epoch not in self._orders:
+            self._orders = {key: self._orders[key] for key in self._orders if abs(key - epoch) < 2}
+            self._orders[epoch] = self.sources.order(self.recipe.loop.seed, epoch)
+        return int(self._orders[epoch][place])
+
+    def generator(self, position: int) -> np.random.Generator:
+        """The randomness of the sample at `position`: a pure function of (seed, epoch, place in the epoch)."""
+        return generator("augment", self.recipe.loop.seed, *divmod(position, len(self)))
+
+    def __getitem__(self, position: int) -> Item | Failure:
+        try:
+            return self.item(position)
+        except SegshardsError as error:
+            return Failure(error)
+
+    def item(self, position: int) -> Item:
+        """The augmented sample at `position`.
+
+        Raises:
+            SegshardsError: a shard is broken, or a sample has no label.
+        """
+        rng, index, data = self.generator(position), self.index(position), self.recipe.data
+        if data.mode == "rescale":
+            key, image, soft = self._rescaled(index, rng)
+        else:
+            key, image, soft = self._stored(index, rng)
+        image, soft = augment(image, soft, self.recipe.augment, rng, self.fill)
+        if (top := top_class(soft)) >= len(self.sources.classes):
+            raise FormatError(key, f"class id {top} found in its label, expected ids below {len(self.sources.classes)}")
+        ids, weights, capped = targets_of(soft, self.recipe.loss.void, data.max_classes_per_cell)
+        return Item(key, planar(image), ids, weights, capped)
+
+    def _stored(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
+        """Image and label as stored at one of the recipe's scales."""
+        data = self.recipe.data
+        scale = data.scales[int(rng.integers(len(data.scales)))]
+        if scale == "1":
+            key, image, hard = self.sources.labelled(index)
+            return key, image, shards.SoftLabel.from_hard(hard)
+        sample = self.sources.sample(index, scale)
+        if sample.soft is None:
+            raise SettingsError(f"sample {sample.key} has no label: train on a labelled split (data.split)")
+        if data.labels == "soft":
+            return sample.key, sample.image, sample.soft
+        if data.labels == "hardened":
+            return sample.key, sample.image, shards.SoftLabel.from_hard(sample.soft.harden())
+        factor = self.sources.box_factor(index, scale)
+        picked = nearest(self.sources.hard(index), sample.soft.shape, data.labels == "nearest-corner", factor)
+        return sample.key, sample.image, shards.SoftLabel.from_hard(picked)
+
+    def _rescaled(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
+        """The source image and label resized together at a random scale, uniform in its logarithm."""
+        config, labels = self.recipe.augment, self.recipe.data.labels
+        assert config.rescale is not None  # the recipe's own check
+        key, image, hard = self.sources.labelled(index)
+        low, high = (math.log(limit) for limit in config.rescale)
+        ratio = math.exp(float(rng.uniform(low, high)))
+        size = (max(1, math.floor(hard.shape[0] * ratio + 0.5)), max(1, math.floor(hard.shape[1] * ratio + 0.5)))
+        image = shards.resize_image_to(image, size, config.filter)
+        if labels in ("nearest", "nearest-corner"):
+            return key, image, shards.SoftLabel.from_hard(nearest(hard, size, labels == "nearest-corner"))
+        soft = shards.soften_to(hard, size, config.filter)
+        return key, image, shards.SoftLabel.from_hard(soft.harden()) if labels == "hardened" else soft
+
+
+def nearest(hard: U16, size: tuple[int, int], corner: bool = False, factor: int | None = None) -> U16:
+    """A hard label sampled at one pixel a cell, as a nearest-neighbour resize does it.
+
+    Args:
+        hard: uint16 [H, W].
+        size: (h, w) of the result.
+        corner: False: the pixel at floor((i + 1/2) * k), a cell's centre (Pillow, torch "nearest-exact"); True: at
+            floor(i * k) (torch "nearest", OpenCV).
+        factor: k of both axes; left out, H / h and W / w, exactly.
+
+    Returns:
+        uint16 [h, w].
+    """
+    shift = 0 if corner else 1
+    picked = []
+    for cells, pixels in zip(size, hard.shape, strict=True):
+        top, bottom = (factor, 1) if factor else (pixels, cells)
+        index = (2 * np.arange(cells, dtype=np.int64) + shift) * top // (2 * bottom)
+        picked.append(np.minimum(index, pixels - 1))
+    return np.ascontiguousarray(hard[picked[0][:, None], picked[1][None, :]])
+
+
+def top_class(soft: shards.SoftLabel) -> int:
+    """The largest class id of a soft label, void aside; -1 where all is void."""
+    return max((int(a[a != shards.IGNORE].max(initial=0)) for a in (soft.base, soft.ids) if a.size), default=-1)
+
+
+class Positions(Sampler[list[int]]):
+    """The positions of this rank's micro-batches, from step `start` on: `accumulate` lists a step.
+
+    Raises:
+        SettingsError: the global batch does not divide by ranks and accumulation.
+    """
+
+    def __init__(self, recipe: Recipe, world: World, start: int = 0) -> None:
+        loop = recipe.loop
+        self.batch, self.parts, self.rank, self.start, self.steps = loop.batch, loop.accumulate, world.rank, start, 0
+        self.steps = loop.steps
+        if loop.batch % (world.size * loop.accumulate):
+            raise SettingsError(
+                f"loop.batch = {loop.batch}: expected a multiple of {world.size} processes x "
+                f"{loop.accumulate} (loop.accumulate)"
+            )
+        self.size = loop.batch // (world.size * loop.accumulate)
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start) * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.steps):
+            first = step * self.batch + self.rank * self.size * self.parts
+            for part in range(self.parts):
+                yield list(range(first + part * self.size, first + (part + 1) * self.size))
+
+
+def batches(stream: Stream, world: World, start: int = 0) -> DataLoader[Any]:
+    """This rank's micro-batches from step `start` to the recipe's last: an iterable of `Batch | Failure`."""
+    workers = min(stream.recipe.data.workers, len(os.sched_getaffinity(0)))
+    return DataLoader(
+        stream,
+        batch_sampler=Positions(stream.recipe, world, start),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=world.device.type == "cuda",
+        worker_init_fn=partial(_start_worker),
+        generator=torch.Generator(),  # its own, so that the loader draws nothing from the run's randomness
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def received(batch: Batch | Failure) -> Batch:
+    """The batch, or the error that a data worker met, raised."""
+    if isinstance(batch, Failure):
+        raise batch.error
+    return batch
+
+
+def _collate(items: Sequence[Item | Failure]) -> Batch | Failure:
+    good = []
+    for item in items:
+        if isinstance(item, Failure):
+            return item
+        good.append(item)
+    try:
+        return collate(good)
+    except SegshardsError as error:
+        return Failure(error)
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker. Signals to the whole process group are the loop's to answer, which then ends its workers."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

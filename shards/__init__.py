@@ -1,0 +1,47 @@
+"""Shards of segmentation data: the format, the soft label, and random access. NumPy only; no torch.
+
+    >>> import shards
+    >>> ds = shards.open("data/camvid", split="train", scale="1/2")
+    >>> sample = ds[0]                                  # or ds["key"]
+    >>> soft = shards.soften(hard, scale="1/4", filter="box")
+
+``seg-shards --help`` looks into shard sets from the command line.
+"""
+
+from __future__ import annotations
+
+from shards.classes import ClassTable
+from shards.dataset import Sample, ShardDataset
+from shards.dataset import open_split as open
+from shards.errors import FormatError, LayoutError, SampleError, SegshardsError, SettingsError, UserError
+from shards.manifest import Manifest, load_manifest
+from shards.order import epoch_order
+from shards.resize import resize_image, resize_image_to
+from shards.scale import Scale
+from shards.soften import resize_pair, soften, soften_to
+from shards.softlabel import IGNORE, SoftLabel
+
+__version__ = "0.1.0"
+__all__ = [
+    "IGNORE",
+    "ClassTable",
+    "FormatError",
+    "LayoutError",
+    "Manifest",
+    "Sample",
+    "SampleError",
+    "Scale",
+    "SegshardsError",
+    "SettingsError",
+    "ShardDataset",
+    "SoftLabel",
+    "UserError",
+    "epoch_order",
+    "load_manifest",
+    "open",
+    "resize_image",
+    "resize_image_to",
+    "resize_pair",
+    "soften",
+    "soften_to",
+]

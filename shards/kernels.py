@@ -136,6 +136,18 @@ def _uniform(hard: Any, y0: int, ny: int, x0: int, nx: int) -> bool:
 
 
 @_jit
+def _weigh_cell(hard: Any, y0: int, wy: Any, x0: int, wx: Any, ids: Any, sums: Any) -> int:
+    """Sum the separable weights of one cell by class into ``ids`` and ``sums``; returns how many classes."""
+    used = 0
+    for a in range(len(wy)):
+        for b in range(len(wx)):
+            weight = wy[a] * wx[b]
+            if weight:
+                used = _put(ids, sums, 0, used, hard[y0 + a, x0 + b], weight)
+    return used
+
+
+@_jit
 def weigh_cells(
     hard: Any, fy: Any, ny: Any, wy: Any, fx: Any, nx: Any, wx: Any, total: int, denominator: int, base: Any, out: Any
 ) -> int:
@@ -147,31 +159,25 @@ def weigh_cells(
     cells, counts, ids, weights = out
     h, w = base.shape
     widest = wy.shape[1] * wx.shape[1] + 1
-    cid, csum, cshare = np.empty(widest, np.int64), np.empty(widest, np.int64), np.empty(widest, np.int64)
+    cid, csum, share = np.empty(widest, np.int64), np.empty(widest, np.int64), np.empty(widest, np.int64)
     end, mixed = 0, 0
     for i in range(h):
         for j in range(w):
             base[i, j] = hard[fy[i], fx[j]]
             if _uniform(hard, fy[i], ny[i], fx[j], nx[j]):
                 continue
-            used = 0
-            for a in range(ny[i]):
-                for b in range(nx[j]):
-                    weight = wy[i, a] * wx[j, b]
-                    if weight:
-                        used = _put(cid, csum, 0, used, hard[fy[i] + a, fx[j] + b], weight)
-            _apportion(cid, csum, used, total, denominator, cshare)
-            _sort(cid, cshare, 0, used)
-            while used > 1 and cshare[used - 1] == 0:
+            used = _weigh_cell(hard, fy[i], wy[i, : ny[i]], fx[j], wx[j, : nx[j]], cid, csum)
+            _apportion(cid, csum, used, total, denominator, share)
+            _sort(cid, share, 0, used)
+            while used > 1 and share[used - 1] == 0:
                 used -= 1
             base[i, j] = cid[0]
             if used == 1:
                 continue
             if end + used > len(ids) or mixed + 1 >= len(cells):
                 return -1
-            for e in range(used):
-                ids[end + e] = cid[e]
-                weights[end + e] = cshare[e]
+            ids[end : end + used] = cid[:used]
+            weights[end : end + used] = share[:used]
             cells[mixed] = i * w + j
             counts[mixed + 1] = used
             end += used

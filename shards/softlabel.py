@@ -59,6 +59,11 @@ class SoftLabel:
         """The largest number of classes in any cell, void counted as one."""
         return int(np.diff(self.starts).max(initial=1))
 
+    @property
+    def largest_id(self) -> int:
+        """The largest class id, void aside; -1 where all is void."""
+        return max(_largest(self.base), _largest(self.ids))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SoftLabel):
             return NotImplemented
@@ -98,10 +103,9 @@ class SoftLabel:
         """
         if void not in VOID_RULES:
             raise SettingsError(f"void rule {void!r} found; expected one of {', '.join(VOID_RULES)}")
-        top = max(_largest(self.base), _largest(self.ids))
-        if top >= classes:
-            raise SettingsError(f"class id {top} found in a soft label; expected ids below {classes}")
-        out = np.zeros((self.base.size, classes), np.float32)
+        if self.largest_id >= classes:
+            raise SettingsError(f"class id {self.largest_id} found in a soft label; expected ids below {classes}")
+        out: F32 = np.zeros((self.base.size, classes), np.float32)
         flat = self.base.ravel()
         real = np.flatnonzero(flat != IGNORE)
         out[real, flat[real]] = 1.0
@@ -111,7 +115,8 @@ class SoftLabel:
         out[cell[shown], self.ids[shown]] = self.weights[shown].astype(np.float32) / np.float32(self.denominator)
         if void != "keep" and len(self.cells):
             self._renormalise(out, void)
-        return out.reshape(*self.shape, classes)
+        h, w = self.shape
+        return out.reshape(h, w, classes)
 
     def _renormalise(self, out: F32, void: VoidRule) -> None:
         """Divide mixed cells by their class mass; under ``mask`` clear those that are void by half or more."""
@@ -123,9 +128,9 @@ class SoftLabel:
 
     def void(self) -> F32:
         """Void share of each cell, float32 [h, w]."""
-        out = (self.base.ravel() == IGNORE).astype(np.float32)
+        out: F32 = (self.base.ravel() == IGNORE).astype(np.float32)
         out[self.cells] = self._void_weights().astype(np.float32) / np.float32(self.denominator)
-        return out.reshape(self.shape)
+        return np.asarray(out.reshape(self.shape), np.float32)
 
     def harden(self) -> U16:
         """The heaviest class of each cell, uint16 [h, w]; void where the void share is at least 1/2."""
@@ -147,7 +152,7 @@ class SoftLabel:
     def crop(self, y: int, x: int, h: int, w: int) -> SoftLabel:
         """The window of h x w cells from cell (y, x) on; raises SettingsError where it leaves the label."""
         height, width = self.shape
-        if not (0 <= y and 0 <= x and h >= 1 and w >= 1 and y + h <= height and x + w <= width):
+        if not (y >= 0 and x >= 0 and h >= 1 and w >= 1 and y + h <= height and x + w <= width):
             raise SettingsError(f"crop {h}x{w} at ({y}, {x}) leaves a label of {height}x{width} cells")
         low, high = np.searchsorted(self.cells, (y * width, (y + h) * width))
         row, column = np.divmod(self.cells[low:high], width)

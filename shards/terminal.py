@@ -1,4 +1,4 @@
-"""How commands talk to people: progress, one-line errors, exit codes 0 (done), 1 (done short or stopped), 2 (refused)."""
+"""How commands talk to people: progress, one-line errors, exit codes 0 (done), 1 (short or stopped), 2 (refused)."""
 
 from __future__ import annotations
 

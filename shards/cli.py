@@ -1,0 +1,175 @@
+"""``seg-shards``: look into a shard set. ls, cat, verify, stats.
+
+seg-shards ls data/camvid
+seg-shards cat data/camvid --split val --scale 1/4 --key 0016E5_07959 --save /tmp/look
+seg-shards verify data/camvid
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+
+from shards.codec import ImageFormat, encode_image
+from shards.dataset import Sample, ShardDataset, open_split
+from shards.manifest import Manifest, load_manifest
+from shards.picture import blend, colourise, entropy_map, overlay
+from shards.softlabel import SoftLabel
+from shards.statistics import LabelCounts, class_mass, count_labels
+from shards.terminal import Progress, main_of, say
+from shards.verify import count_steps, verify
+
+FOLDER = click.argument("out", type=click.Path(path_type=Path))
+QUIET = click.option("--quiet", is_flag=True, help="Print results only.")
+
+
+@click.group(epilog="Example: seg-shards cat data/camvid --split val --scale 1/4 --save /tmp/look")
+def command() -> None:
+    """Look into a shard set that seg-prep built: what is in it, one sample, every checksum, class statistics."""
+
+
+@command.command(epilog="Example: seg-shards ls data/camvid --keys --split val")
+@FOLDER
+@click.option("--keys", is_flag=True, help="List the keys, one a line.")
+@click.option("--split", help="Only this split.")
+def ls(out: Path, keys: bool, split: str | None) -> None:
+    """What is in it: splits, scales, samples, bytes."""
+    manifest = load_manifest(out)
+    splits = [open_split(out, split, manifest.scales[0]).split] if split else list(manifest.splits)
+    if keys:
+        for name in splits:
+            click.echo("\n".join(open_split(out, name, manifest.scales[0]).keys()))
+        return
+    click.echo(f"{manifest.title}: {len(manifest.class_table)} classes, {manifest.format}, filter {manifest.filter}")
+    for name in splits:
+        for scale in manifest.scales:
+            click.echo(_ls_line(manifest, name, scale))
+
+
+def _ls_line(manifest: Manifest, name: str, scale: str) -> str:
+    split = manifest.splits[name]
+    part = split.scales[scale]
+    files = part.shards or part.files
+    label = "labelled" if split.labelled else "no labels"
+    size = sum(f.bytes for f in files) / 1e6
+    return f"{name:10} {scale:>5}  {split.samples:7} samples  {len(files):5} files  {size:10.1f} MB  {label}"
+
+
+@command.command(epilog="Example: seg-shards cat data/camvid --split val --key 0016E5_07959 --save /tmp/look")
+@FOLDER
+@click.option("--split", help="Which split; the first that holds the key without it.")
+@click.option("--scale", help="Which scale; the largest stored without it.")
+@click.option("--key", help="Which sample; the first without it.")
+@click.option("--save", type=click.Path(path_type=Path), help="Write image, colourised label and entropy map here.")
+def cat(out: Path, split: str | None, scale: str | None, key: str | None, save: Path | None) -> None:
+    """Print one sample; with --save write pictures of it."""
+    dataset = _find(out, split, scale, key)
+    i = dataset.position(key) if key else dataset.position(0)
+    sample = dataset[i]
+    for line in _describe(sample, dataset, dataset.members(i)):
+        click.echo(line)
+    if save is not None:
+        for path in _save(sample, dataset, save):
+            click.echo(f"wrote {path}")
+
+
+def _find(out: Path, split: str | None, scale: str | None, key: str | None) -> ShardDataset:
+    """The split asked for, or the first that holds the key."""
+    manifest = load_manifest(out)
+    wanted = scale or manifest.scales[0]
+    names = [split] if split else list(manifest.splits)
+    datasets = [open_split(out, name, wanted) for name in names]
+    return next((d for d in datasets if key in d.keys()), datasets[0])  # noqa: SIM118  # not a dict
+
+
+def _describe(sample: Sample, dataset: ShardDataset, members: dict[str, bytes]) -> list[str]:
+    """Lines about a sample: members, shapes, what it shows."""
+    lines = [f"key      {sample.key}  ({dataset.split}, scale {dataset.scale})"]
+    lines += [f"member   {suffix}: {len(data)} bytes" for suffix, data in members.items()]
+    lines.append(f"image    uint8 {list(sample.image.shape)}")
+    soft = SoftLabel.from_hard(sample.hard) if sample.hard is not None else sample.soft
+    if soft is not None:
+        mixed = 100 * len(soft.cells) / soft.base.size
+        cells = f"{list(soft.shape)} cells over {soft.denominator}"
+        lines.append(f"label    {cells}, {mixed:.1f} % mixed, at most {soft.max_classes} classes a cell")
+        mass = class_mass(soft, len(dataset.classes)) / soft.base.size
+        names = (*dataset.classes.names, "void")
+        lines += [f"  {100 * mass[c]:6.2f} %  {names[c]}" for c in np.argsort(-mass, kind="stable") if mass[c] > 0]
+    if sample.instances is not None:
+        lines.append(f"instances {int(sample.instances.max(initial=0))}")
+    return [*lines, f"meta     {json.dumps(sample.meta, sort_keys=True, ensure_ascii=False)}"]
+
+
+def _save(sample: Sample, dataset: ShardDataset, folder: Path) -> list[Path]:
+    """Write what there is as PNGs; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {"image": sample.image}
+    if sample.hard is not None:
+        pictures["label"] = colourise(sample.hard, dataset.classes)
+        pictures["overlay"] = overlay(sample.image, sample.hard, dataset.classes)
+    if sample.soft is not None:
+        pictures["label"] = blend(sample.soft, dataset.classes)
+        pictures["overlay"] = overlay(sample.image, sample.soft.harden(), dataset.classes)
+        pictures["entropy"] = entropy_map(sample.soft)
+    paths = []
+    for name, picture in pictures.items():
+        paths.append(folder / f"{sample.key.replace('/', '_')}-{name}.png")
+        paths[-1].write_bytes(encode_image(picture, ImageFormat("png")))
+    return paths
+
+
+@command.command("verify", epilog="Example: seg-shards verify data/camvid")
+@FOLDER
+@QUIET
+def verify_command(out: Path, quiet: bool) -> int:
+    """Check every checksum, decode every member, test every invariant; exit 1 if anything is wrong."""
+    problems = 0
+    total = count_steps(out)
+    with Progress(total, "files and samples", quiet) as progress:
+        for problem in verify(out, progress.advance):
+            click.echo(problem, err=True)
+            problems += 1
+    say(f"{problems} problems found in {out}" if problems else f"{out} is sound", quiet and not problems)
+    return 1 if problems else 0
+
+
+@command.command(epilog="Example: seg-shards stats data/camvid --json /tmp/stats.json")
+@FOLDER
+@click.option("--split", help="Only this split.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
+@QUIET
+def stats(out: Path, split: str | None, target: Path | None, quiet: bool) -> None:
+    """Class statistics, counted from the stored labels."""
+    manifest = load_manifest(out)
+    names = [open_split(out, split, manifest.scales[0]).split] if split else list(manifest.splits)
+    figures: dict[str, LabelCounts] = {}
+    with Progress(sum(manifest.splits[n].samples * len(manifest.scales) for n in names), "samples", quiet) as progress:
+        for name in names:
+            for scale in manifest.scales:
+                figures[f"{name} {scale}"] = count_labels(out, name, scale, progress.advance, manifest)
+    class_names = manifest.class_table.names
+    for title, counts in figures.items():
+        click.echo("\n".join(_stats_lines(title, counts, class_names)))
+    if target is not None:
+        plain = {title: counts.to_dict(class_names) for title, counts in figures.items()}
+        target.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def _stats_lines(title: str, counts: LabelCounts, names: tuple[str, ...]) -> list[str]:
+    """One split at one scale as text."""
+    stored = f"{counts.image_bytes} image bytes, {counts.label_bytes} label bytes"
+    lines = [f"{title}: {counts.samples} samples, {stored}"]
+    if counts.cells:
+        lines.append(f"  {counts.cells} cells, {100 * counts.mixed / counts.cells:.2f} % mixed")
+        for name, mass, images in zip((*names, "void"), counts.mass, counts.images, strict=True):
+            lines.append(f"  {100 * mass / counts.cells:7.3f} %  {images:6} images  {name}")
+    return lines
+
+
+main = main_of(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Check a whole shard set: every checksum, every member decoded, every invariant. ``seg-shards verify OUT``.
+
+Nothing stops at the first problem: all of them are reported, each naming its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shards.dataset import Sample, ShardDataset, TarReader, decode_sample
+from shards.errors import FormatError, SegshardsError
+from shards.manifest import File, Manifest, load_manifest
+from shards.scale import Scale
+from shards.soften import soften
+from shards.tar import scan
+
+
+def verify(folder: Path, advance: Callable[[], None] = lambda: None) -> Iterator[str]:
+    """Problems of a shard set, one line each.
+
+    Args:
+        folder: of the shard set.
+        advance: called once a file and once a sample, for progress; ``count_steps`` says how often.
+
+    Raises:
+        UserError, FormatError: no manifest, or one that is damaged: then nothing else can be trusted.
+    """
+    manifest = load_manifest(folder)
+    broken = set()
+    for file in manifest.all_files():
+        problem = check_file(folder, file)
+        if problem:
+            broken.add(file.path)
+            yield problem
+        advance()
+    for name in manifest.splits:
+        yield from _verify_split(folder, manifest, name, broken, advance)
+
+
+def count_steps(folder: Path) -> int:
+    """Files plus samples at each scale."""
+    manifest = load_manifest(folder)
+    return len(manifest.all_files()) + sum(len(s.scales) * s.samples for s in manifest.splits.values())
+
+
+def check_file(folder: Path, file: File) -> str | None:
+    """None if the file's bytes are what the manifest says, else the problem."""
+    path = folder / file.path
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return f"{path}: a link that leaves the folder"
+        size = path.stat().st_size
+        if size != file.bytes:
+            return f"{path}: {size} bytes found; the manifest has {file.bytes}: truncated or changed"
+        with open(path, "rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); build or copy it again"
+    return None if found == file.sha256 else f"{path}: checksum differs from the manifest: damaged"
+
+
+def _verify_split(
+    folder: Path, manifest: Manifest, name: str, broken: set[str], advance: Callable[[], None]
+) -> Iterator[str]:
+    """Indexes against tar headers, keys against each other, then every sample at every scale."""
+    split = manifest.splits[name]
+    sets = {scale: ShardDataset(folder, manifest, name, Scale.parse(scale)) for scale in split.scales}
+    keys: list[str] | None = None
+    for scale, dataset in sets.items():
+        try:
+            yield from _verify_index(folder, dataset, broken)
+            found = dataset.keys()
+        except SegshardsError as error:
+            yield str(error)
+            return
+        if keys is not None and found != keys:
+            yield f"{folder}: split {name}: scale {scale} holds other keys than scale {next(iter(sets))}"
+            return
+        keys = found
+    if len(set(keys or ())) != len(keys or ()):
+        yield f"{folder}: split {name}: a key comes twice"
+    for i, key in enumerate(keys or ()):
+        yield from _verify_sample(sets, i, key, manifest, split.labelled)
+        for _ in sets:
+            advance()
+
+
+def _verify_index(folder: Path, dataset: ShardDataset, broken: set[str]) -> Iterator[str]:
+    """Every tar's headers must be what its index says."""
+    reader = TarReader(folder, dataset.manifest.splits[dataset.split].scales[dataset.scale])
+    for number, shard in enumerate(reader.part.shards):
+        if {shard.path, shard.index.path} & broken:
+            continue
+        try:
+            if list(scan(folder / shard.path)) != reader.entries(number):
+                yield f"{folder / shard.path}: headers differ from the index {shard.index.path}"
+        except FormatError as error:
+            yield str(error)
+
+
+def _verify_sample(
+    sets: dict[str, ShardDataset], i: int, key: str, manifest: Manifest, labelled: bool
+) -> Iterator[str]:
+    """Decode a sample at every scale and compare the scales."""
+    samples: dict[str, Sample] = {}
+    for scale, dataset in sets.items():
+        where = f"{dataset.folder}/{dataset.split}/{Scale.parse(scale).folder} sample {key}"
+        try:
+            sample = decode_sample(dataset.members(i), len(dataset.classes), where)
+        except SegshardsError as error:
+            yield str(error)
+            continue
+        samples[scale] = sample
+        for problem in _sample_problems(sample, key, scale, manifest, labelled):
+            yield f"{where}: {problem}"
+    full = samples.get("1")
+    if full is None or full.hard is None:
+        return
+    for scale, sample in samples.items():
+        if sample.soft is not None and sample.soft != soften(full.hard, scale, manifest.filter):
+            yield f"{sets[scale].folder} sample {key}: soft label at {scale} is not what its hard label gives"
+
+
+def _sample_problems(sample: Sample, key: str, scale: str, manifest: Manifest, labelled: bool) -> Iterator[str]:
+    classes = len(manifest.classes["names"])
+    if sample.key != key:
+        yield f"metadata names the key {sample.key!r}"
+    label = sample.hard if scale == "1" else sample.soft
+    if labelled != (label is not None):
+        yield f"{'no label' if labelled else 'a label'} found in a split that is {'' if labelled else 'not '}labelled"
+    if sample.soft is not None and sample.soft.largest_id >= classes:
+        yield f"class id {sample.soft.largest_id} found; expected ids below {classes}"
+    size = sample.meta.get("size")
+    if not (isinstance(size, list) and len(size) == 2 and all(type(v) is int and v > 0 for v in size)):
+        yield f"metadata has size {size!r}; expected [height, width] of the source image"
+    elif Scale.parse(scale).size(size[0], size[1], manifest.filter) != sample.image.shape[:2]:
+        yield f"image of {sample.image.shape[:2]} does not fit a source of {size} at scale {scale}"

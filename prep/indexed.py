@@ -21,7 +21,9 @@ def decode_indices(data: bytes, where: str) -> NDArray[np.uint8] | NDArray[np.ui
     if image.format != "PNG":
         raise SampleError(f"{where}: label is a {image.format} file; expected a PNG, whose ids are exact")
     if image.mode not in _GREY:
-        raise SampleError(f"{where}: label is a colour image (mode {image.mode}); expected one id a pixel (L, P or 16-bit)")
+        raise SampleError(
+            f"{where}: label is a colour image (mode {image.mode}); expected one id a pixel (L, P or 16-bit)"
+        )
     load_pixels(image, where)
     depth = png_depth(data)
     if image.mode in ("I;16", "I;16B", "I"):

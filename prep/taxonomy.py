@@ -31,7 +31,7 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 def parse_colour(text: str) -> tuple[int, int, int]:
-    """"128,64,0" -> (128, 64, 0)."""
+    """ "128,64,0" -> (128, 64, 0)."""
     red, green, blue = (int(part) for part in text.split(","))
     return red, green, blue
 

@@ -112,7 +112,9 @@ ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png   (op
     def decode_instances(self, data: bytes, hard: UInt16, where: str) -> UInt16:
         ids = decode_indices(data, where)
         if ids.shape != hard.shape:
-            raise SampleError(f"{where}: instance map is {ids.shape[1]}x{ids.shape[0]}, label is {hard.shape[1]}x{hard.shape[0]}")
+            raise SampleError(
+                f"{where}: instance map is {ids.shape[1]}x{ids.shape[0]}, label is {hard.shape[1]}x{hard.shape[0]}"
+            )
         # Instances of classes outside the evaluation (caravan, trailer) lie on void and are no instances here.
         ids = np.where((ids >= _FIRST_INSTANCE_ID) & (hard != IGNORE), ids, 0).astype(np.uint16)
         present = np.unique(ids)

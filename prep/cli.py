@@ -1,0 +1,143 @@
+"""seg-prep: a raw dataset becomes a shard set. Parses, calls `prep.pipeline`, prints.
+
+seg-prep camvid --root /data/CamVid --out data/camvid
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from prep.datasets import dataset_names, load_reader
+from prep.overview import describe_datasets, describe_outcome, describe_plan
+from prep.pipeline import build, make_checked_plan
+from prep.settings import FORMATS, MB, Settings
+from shards.errors import SettingsError
+from shards.scale import FILTERS, Scale
+from shards.terminal import main_of, say
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXAMPLE = """\b
+Example:
+  seg-prep cityscapes --root /data/cityscapes --out data/cityscapes
+  seg-prep camvid --root /data/CamVid --out data/camvid --split val --scales 1,1/2
+
+An interrupted build continues when the same command is run again. Exit codes: 0 done; 1 stopped, or more bad samples
+than --max-bad (the rest is published); 2 refused."""
+
+
+def _source_options(command: F) -> F:
+    """Options that say what is read."""
+    for option in (
+        click.option("--limit", type=int, metavar="N", help="First N samples of each split.  [default: all]"),
+        click.option(
+            "--split", "splits", multiple=True, metavar="NAME", help="A split; may be repeated.  [default: all]"
+        ),
+        click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the raw dataset."),
+    ):
+        command = option(command)
+    return command
+
+
+def _shard_options(command: F) -> F:
+    """Options that say what is written."""
+    for option in (
+        click.option(
+            "--image-format",
+            default="keep",
+            show_default=True,
+            metavar="keep|jpeg:Q|png|webp",
+            help="keep stores JPEG, PNG and WebP sources byte for byte at scale 1.",
+        ),
+        click.option(
+            "--shard-size", type=float, default=256, show_default=True, metavar="MB", help="Most MB in a shard."
+        ),
+        click.option("--format", "format_", type=click.Choice(FORMATS), default="webdataset", show_default=True),
+        click.option(
+            "--filter",
+            "filter_",
+            type=click.Choice(FILTERS),
+            default="box",
+            show_default=True,
+            help="How images and labels are resized, both alike.",
+        ),
+        click.option("--scales", default="1,1/2,1/4,1/8", show_default=True, help="Stored shares of the source size."),
+        click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the shard set."),
+    ):
+        command = option(command)
+    return command
+
+
+def _run_options(command: F) -> F:
+    """Options that change nothing in the bytes."""
+    for option in (
+        click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--fresh", is_flag=True, help="Remove the build that is in --out and start over."),
+        click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+        click.option(
+            "--max-bad",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Exit with 1 where more than N samples had to be quarantined.",
+        ),
+        click.option("--workers", type=click.IntRange(1), metavar="N", help="Processes.  [default: all CPU cores]"),
+        click.option("--list", "list_", is_flag=True, help="Print the datasets, their layouts, sources and terms."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("seg-prep", epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("dataset", required=False)
+@_source_options
+@_shard_options
+@_run_options
+def command(
+    dataset: str | None, root: Path | None, out: Path | None, list_: bool, dry_run: bool, **options: Any
+) -> int:
+    """Turn the raw dataset DATASET under --root into a shard set in --out."""
+    if list_:
+        say(describe_datasets())
+        return 0
+    if dataset is None or root is None or (out is None and not dry_run):
+        raise SettingsError(
+            f"DATASET, --root and --out are needed: expected one of {', '.join(dataset_names())} and two folders; "
+            "seg-prep --help shows an example"
+        )
+    reader = load_reader(dataset)
+    settings = _settings(reader.name, root, options)
+    if dry_run or out is None:
+        say(describe_plan(make_checked_plan(reader, settings, out)))
+        return 0
+    workers = options["workers"] or os.cpu_count() or 1
+    outcome = build(reader, settings, out, workers=workers, fresh=options["fresh"], quiet=options["quiet"])
+    over = outcome.state is not None and len(outcome.state.bad) > options["max_bad"]
+    bad = outcome.state is not None and bool(outcome.state.bad)
+    click.echo(describe_outcome(outcome, out, options["max_bad"]), err=bad) if bad else say(
+        describe_outcome(outcome, out, options["max_bad"]), options["quiet"]
+    )
+    return 1 if over else 0
+
+
+def _settings(dataset: str, root: Path, options: dict[str, Any]) -> Settings:
+    return Settings(
+        dataset=dataset,
+        root=root,
+        splits=tuple(dict.fromkeys(options["splits"])),
+        scales=Scale.parse_many(options["scales"]),
+        filter=options["filter_"],
+        format=options["format_"],
+        shard_size=round(options["shard_size"] * MB),
+        image_format=options["image_format"],
+        limit=options["limit"],
+    )
+
+
+main = main_of(command)

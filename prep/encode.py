@@ -1,0 +1,187 @@
+"""One raw sample -> the members that each scale's shard stores: read, validate, resize pairs, encode.
+
+Pure: the same files and settings give the same bytes in any process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prep.decode import SourceImage, decode_source
+from prep.plan import relative
+from prep.raw import RawSample, Reader, UInt16
+from prep.shardfile import Blocks
+from shards import IGNORE
+from shards.codec import ImageFormat, encode_hard, encode_image, encode_instances, encode_meta, encode_soft
+from shards.errors import SampleError, SettingsError
+from shards.resize import resize_image
+from shards.scale import Scale
+from shards.soften import soften
+from shards.tar import check_key, sample_blocks
+
+MAX_FILE_BYTES = 1 << 30
+FULL = Scale.parse("1")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every sample of a build is encoded with."""
+
+    reader: Reader
+    root: Path
+    scales: tuple[Scale, ...]
+    filter: str
+    image_format: ImageFormat
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """What the shards store of one sample, and what the statistics count.
+
+    Attributes:
+        blocks: for each scale, in the job's order, what its shard stores.
+        pixels: {class index: pixels} of the hard label; void under IGNORE.
+        mixed: for each scale (cells of more than one class, cells); (0, 0) at scale 1 and without a label.
+    """
+
+    key: str
+    blocks: tuple[Blocks, ...]
+    pixels: dict[int, int]
+    mixed: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used, as quarantine.jsonl holds it."""
+
+    key: str
+    split: str
+    source: str
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"key": self.key, "split": self.split, "source": self.source, "reason": self.reason}
+
+
+def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSample | BadSample:
+    """Encode a sample at all scales, or say why it cannot be used."""
+    prefix = f"{job.reader.name} {sample.key}: "
+    try:
+        return _encode(job, split, sample, prefix)
+    except (SampleError, SettingsError) as error:  # SettingsError: a key that tar headers cannot hold
+        return BadSample(sample.key, split, relative(sample.image, job.root), str(error).removeprefix(prefix))
+
+
+def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSample:
+    if sample.problem is not None:
+        raise SampleError(sample.problem)
+    check_key(sample.key)
+    data = _read(job, sample.image, prefix)
+    source = decode_source(data, _where(job, sample.image, prefix))
+    hard = _read_label(job, sample, source, prefix)
+    instances = _read_instances(job, sample, hard, prefix)
+    blocks, mixed = [], []
+    for scale in job.scales:
+        if scale == FULL:
+            members, counts = _full_members(job, source, data, hard, instances), (0, 0)
+        else:
+            members, counts = _scaled_members(job, source, hard, scale)
+        members["json"] = _meta(job, split, sample, source, scale)
+        blocks.append(Blocks(sample_blocks(sample.key, members), {name: len(part) for name, part in members.items()}))
+        mixed.append(counts)
+    return EncodedSample(sample.key, tuple(blocks), _count_pixels(hard), tuple(mixed))
+
+
+def _where(job: Job, path: Path, prefix: str) -> str:
+    return prefix + relative(path, job.root)
+
+
+def _read(job: Job, path: Path, prefix: str) -> bytes:
+    """A source file's bytes; SampleError where it is missing, unreadable or absurdly large."""
+    where = _where(job, path, prefix)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise SampleError(f"{where}: file of {size} bytes is more than the cap of {MAX_FILE_BYTES}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SampleError(f"{where}: missing file") from None
+    except OSError as error:
+        raise SampleError(f"{where}: unreadable file: {error.strerror}") from None
+
+
+def _read_label(job: Job, sample: RawSample, source: SourceImage, prefix: str) -> UInt16 | None:
+    if sample.label is None:
+        return None
+    where = _where(job, sample.label, prefix)
+    hard = job.reader.decode_label(_read(job, sample.label, prefix), where)
+    if hard.shape != source.pixels.shape[:2]:
+        (height, width), (rows, columns) = source.pixels.shape[:2], hard.shape
+        raise SampleError(f"{where}: label is {columns}x{rows} pixels, its image is {width}x{height}")
+    return hard
+
+
+def _read_instances(job: Job, sample: RawSample, hard: UInt16 | None, prefix: str) -> UInt16 | None:
+    """The instance map; only scale 1 stores it, so it is not read without that scale."""
+    if sample.instances is None or hard is None or FULL not in job.scales:
+        return None
+    data = _read(job, sample.instances, prefix)
+    return job.reader.decode_instances(data, hard, _where(job, sample.instances, prefix))
+
+
+def _full_members(
+    job: Job, source: SourceImage, data: bytes, hard: UInt16 | None, instances: UInt16 | None
+) -> dict[str, bytes]:
+    """Members at scale 1: the source's bytes as they are where nothing about its pixels changes."""
+    if job.image_format.kind == "keep" and source.plain:
+        members = {source.suffix: data}
+    else:
+        members = _image_member(job, source, source.pixels)
+    if hard is not None:
+        members["seg.png"] = encode_hard(hard, len(job.reader.classes))
+    if instances is not None:
+        members["inst.png"] = encode_instances(instances)
+    return members
+
+
+def _scaled_members(
+    job: Job, source: SourceImage, hard: UInt16 | None, scale: Scale
+) -> tuple[dict[str, bytes], tuple[int, int]]:
+    """Members at any other scale, and (mixed cells, cells)."""
+    members = _image_member(job, source, resize_image(source.pixels, scale, job.filter))
+    if hard is None:
+        return members, (0, 0)
+    soft = soften(hard, scale, job.filter)
+    members["soft.npz"] = encode_soft(soft)
+    return members, (len(soft.cells), soft.base.size)
+
+
+def _image_member(job: Job, source: SourceImage, pixels: NDArray[np.uint8]) -> dict[str, bytes]:
+    form = job.image_format.for_source(source.suffix)
+    return {{"jpeg": "jpg"}.get(form.kind, form.kind): encode_image(pixels, form)}
+
+
+def _meta(job: Job, split: str, sample: RawSample, source: SourceImage, scale: Scale) -> bytes:
+    meta: dict[str, Any] = dict(sample.meta)
+    meta |= {
+        "key": sample.key,
+        "split": split,
+        "source": relative(sample.image, job.root),
+        "size": [int(n) for n in source.pixels.shape[:2]],
+        "scale": str(scale),
+    }
+    if sample.weak is not None:
+        meta["weak"] = list(sample.weak)
+    return encode_meta(meta)
+
+
+def _count_pixels(hard: UInt16 | None) -> dict[int, int]:
+    if hard is None:
+        return {}
+    counts = np.bincount(hard.ravel(), minlength=IGNORE + 1)
+    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}

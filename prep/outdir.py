@@ -1,0 +1,120 @@
+"""The output folder: whose it is, who may write there now, and what `--fresh` may remove.
+
+A folder is ours when it holds a manifest or the journal of an unfinished build. Anything else in it is foreign, and
+nothing foreign is ever touched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards.errors import SettingsError
+
+BUILD = ".build"
+JOURNAL = "journal.jsonl"
+_OURS = re.compile(
+    r"\.?(manifest\.json|README\.md|stats\.json|quarantine\.jsonl)(\.tmp)?"
+    r"|\.build/.*"
+    r"|[^/]+/[0-9]+(-[0-9]+)?/([^/]+-[0-9]{5}\.(tar|index\.jsonl)|[^/]+\.zarr/.*)"
+)
+
+
+def check_place(out: Path, root: Path) -> None:
+    """Refuse places where a build would mix with other things; SettingsError says which."""
+    out, root = out.resolve(), root.resolve()
+    if out.exists() and not out.is_dir():
+        raise SettingsError(f"{out} is a file: expected a folder for --out")
+    if root.is_relative_to(out):
+        raise SettingsError(f"--out {out} holds the raw dataset {root}: choose a folder of its own")
+    for parent in out.parents:
+        if (parent / "manifest.json").is_file() or (parent / BUILD / JOURNAL).is_file():
+            raise SettingsError(f"--out {out} lies inside the shard set {parent}: choose a folder of its own")
+
+
+def is_ours(out: Path) -> bool:
+    """Whether a build of ours is in `out`, finished or not."""
+    manifest = out / "manifest.json"
+    return (out / BUILD).is_dir() or (manifest.is_file() and b'"format_version"' in manifest.read_bytes())
+
+
+def foreign_files(out: Path) -> list[str]:
+    """Files in `out` that no build of ours writes; everything, where no build of ours is there."""
+    if not out.is_dir():
+        return []
+    names = sorted(
+        path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()
+    )
+    return [name for name in names if not (is_ours(out) and _OURS.fullmatch(name))]
+
+
+def check_no_foreign(out: Path) -> None:
+    """SettingsError where `out` holds files that are not a build's."""
+    foreign = foreign_files(out)
+    if foreign:
+        raise SettingsError(
+            f"{out} holds files that are not part of a build ({len(foreign)}, such as {foreign[0]}): expected an empty "
+            "or new folder; choose another --out"
+        )
+
+
+def clear(out: Path) -> None:
+    """Remove a build of ours, finished or not, where `check_no_foreign` found no other file and the lock is held.
+
+    The manifest goes first, so that nothing half-removed looks whole.
+    """
+    (out / "manifest.json").unlink(missing_ok=True)
+    for path in sorted(out.iterdir()):
+        if path.is_dir() and path.name != BUILD:
+            shutil.rmtree(path)
+        elif path.name != BUILD:
+            path.unlink()
+    for path in sorted((out / BUILD).iterdir()):  # the lock file stays: it is held
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[Path]:
+    """Hold `<out>/.build/` for this process alone and yield it; SettingsError where another build holds it.
+
+    The lock is the operating system's, so it goes with the process, however that ends.
+    """
+    build = out / BUILD
+    created = [path for path in (build, out, *out.parents) if not path.exists()]
+    build.mkdir(parents=True, exist_ok=True)
+    handle = os.open(build / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                f"another seg-prep is building into {out} now: wait for it, or choose another --out"
+            ) from None
+        yield build
+    finally:
+        os.close(handle)
+        _remove_empty(build, created)
+
+
+def _remove_empty(build: Path, created: list[Path]) -> None:
+    """Take away the folders that were made for nothing: a build that fails at once leaves no trace."""
+    if build.is_dir() and [path.name for path in build.iterdir()] == ["lock"] and build in created:
+        (build / "lock").unlink()
+        for path in created:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def remove_build_folder(out: Path) -> None:
+    """Remove the build folder of a build that is published."""
+    if (out / BUILD).is_dir():
+        with locked(out) as build:
+            shutil.rmtree(build)

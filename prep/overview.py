@@ -1,0 +1,83 @@
+"""What seg-prep prints: the datasets, a plan, how a build ended."""
+
+from __future__ import annotations
+
+import textwrap
+from fractions import Fraction
+from pathlib import Path
+
+from prep.datasets import dataset_names, load_reader
+from prep.encode import FULL
+from prep.pipeline import Outcome
+from prep.plan import Plan
+from prep.raw import Reader
+from prep.settings import MB
+
+_SHOWN = 10  # quarantined samples that are printed; quarantine.jsonl holds all
+
+
+def describe_datasets() -> str:
+    """Every dataset: class count, layout, source and terms."""
+    return "\n\n".join(_describe_dataset(load_reader(name)) for name in dataset_names())
+
+
+def _describe_dataset(reader: Reader) -> str:
+    return (
+        f"{reader.name}: {reader.title}, {len(reader.classes)} classes\n"
+        f"{textwrap.indent(reader.layout, '    ')}\n"
+        f"    source: {reader.source}\n    terms:  {reader.terms}"
+    )
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan of a build, for --dry-run."""
+    settings, reader = plan.settings, plan.reader
+    lines = [f"{reader.title} under {settings.root}"]
+    for split in plan.splits:
+        bad = sum(sample.problem is not None for sample in split.samples)
+        labels = "labelled" if split.labelled else "without labels"
+        lines.append(f"  split {split.name}: {len(split.samples)} samples, {labels}" + (f", {bad} bad" if bad else ""))
+    lines += [
+        f"  classes: {len(reader.classes)}",
+        f"  scales: {', '.join(str(scale) for scale in settings.scales)} (filter {settings.filter})",
+        f"  written as: {settings.format}, image format {settings.image_format}, "
+        f"shards of at most {settings.shard_size / MB:g} MB",
+        f"  source: {_size(plan.source_bytes)}; estimated output: about {_size(estimate_bytes(plan))}",
+    ]
+    return "\n".join(lines)
+
+
+def estimate_bytes(plan: Plan) -> int:
+    """A rough size of the output: bytes scale with area, and a little worse for small images."""
+    share = Fraction(0)
+    for scale in plan.settings.scales:
+        share += 1 if scale == FULL else scale.ratio**2 * Fraction(3, 2)
+    return int(plan.source_bytes * share)
+
+
+def describe_outcome(outcome: Outcome, out: Path, max_bad: int) -> str:
+    """How a build ended, quarantined samples included."""
+    manifest, state = outcome.manifest, outcome.state
+    splits = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
+    if state is None:
+        return f"{out} is complete with these settings ({splits} samples); nothing to do"
+    size = sum(file.bytes for file in manifest.all_files())
+    rate = sum(split.samples for split in manifest.splits.values()) / max(state.seconds, 1e-9)
+    lines = [f"{out}: {splits} samples, {_size(size)}, {state.seconds:.1f} s ({rate:.1f} samples/s)"]
+    if state.bad:
+        lines += [f"  {bad.split} {bad.key}: {bad.reason}" for bad in state.bad[:_SHOWN]]
+        if len(state.bad) > _SHOWN:
+            lines.append(f"  ... and {len(state.bad) - _SHOWN} more")
+        verdict = "more than" if len(state.bad) > max_bad else "within"
+        lines.append(
+            f"{len(state.bad)} samples quarantined, {verdict} --max-bad {max_bad}: see {out / 'quarantine.jsonl'}; "
+            "to take them in, mend the source and build again with --fresh"
+        )
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count} bytes"

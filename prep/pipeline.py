@@ -1,0 +1,124 @@
+"""The build: plan, continue or start, encode in parallel, write in order, publish.
+
+    outcome = build(load_reader("camvid"), Settings("camvid", root, ...), out, workers=4)
+
+A build that is interrupted at any moment continues with the same call and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from prep import outdir
+from prep.encode import Job
+from prep.journal import Journal, read_journal
+from prep.plan import Plan, make_plan
+from prep.progress import BuildState, last_consistent
+from prep.publish import publish_build
+from prep.raw import Reader
+from prep.settings import Settings, describe_differences, library_versions
+from prep.worker import encode_chunks
+from prep.writer import ChunkWriter
+from shards.codec import ImageFormat
+from shards.errors import SettingsError
+from shards.manifest import Manifest, load_manifest
+from shards.terminal import Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a build ended.
+
+    Attributes:
+        state: what was counted and quarantined; None where the build was complete before.
+        resumed: samples' chunks that earlier runs had done.
+    """
+
+    manifest: Manifest
+    state: BuildState | None
+    resumed: int = 0
+
+
+def build(
+    reader: Reader, settings: Settings, out: Path, *, workers: int = 1, fresh: bool = False, quiet: bool = False
+) -> Outcome:
+    """Build a shard set, or continue one.
+
+    Raises:
+        UserError: the root, the splits or the settings do not fit, or the folder is another build's.
+        OSError: the disk is full; what is journaled stays and is continued.
+    """
+    plan = make_checked_plan(reader, settings, out)
+    if not fresh and (found := _finished(plan, out)):
+        return Outcome(found, None)
+    if fresh or not outdir.is_ours(out):
+        outdir.check_no_foreign(out)
+    job = Job(reader, settings.root, settings.scales, settings.filter, ImageFormat.parse(settings.image_format))
+    with outdir.locked(out) as folder:
+        if fresh:
+            outdir.clear(out)
+        state, journal = _start_or_continue(plan, folder, out)
+        resumed = state.chunks
+        with closing(ChunkWriter(plan, folder, journal, state)) as writer:
+            _run(plan, job, writer, workers, quiet)
+            journal.sync()
+        return Outcome(publish_build(plan, state, folder, out), state, resumed)
+
+
+def make_checked_plan(reader: Reader, settings: Settings, out: Path | None) -> Plan:
+    """The plan of a build, after all checks that need nothing written; UserError."""
+    ImageFormat.parse(settings.image_format)
+    plan = make_plan(reader, settings)
+    if out is not None:
+        outdir.check_place(out, settings.root)
+    return plan
+
+
+def _finished(plan: Plan, out: Path) -> Manifest | None:
+    """The manifest of a complete build with the same settings; SettingsError where they differ."""
+    if not (out / "manifest.json").is_file() or not outdir.is_ours(out):
+        return None
+    manifest = load_manifest(out)
+    _check_same(manifest.settings, plan.identity, out, "a complete build")
+    outdir.remove_build_folder(out)  # left behind where a kill came after the manifest
+    return manifest
+
+
+def _start_or_continue(plan: Plan, folder: Path, out: Path) -> tuple[BuildState, Journal]:
+    path = folder / outdir.JOURNAL
+    head = {"settings": plan.identity, "libraries": library_versions()}
+    lines = read_journal(path)
+    if not lines:
+        return BuildState(), Journal.create(path, head)
+    _check_same(lines[0][0]["settings"], plan.identity, out, "an unfinished build")
+    _check_same(lines[0][0]["libraries"], head["libraries"], out, "an unfinished build by other library versions")
+    state, length = last_consistent(path, folder, out)
+    return state, Journal.reopen(path, length)
+
+
+def _check_same(old: Mapping[str, object], new: Mapping[str, object], out: Path, what: str) -> None:
+    differences = describe_differences(old, new)
+    if differences:
+        raise SettingsError(
+            f"{out} holds {what} that differs in {differences}: go back to those, choose another --out, "
+            "or start over with --fresh"
+        )
+
+
+def _run(plan: Plan, job: Job, writer: ChunkWriter, workers: int, quiet: bool) -> None:
+    """Encode and write all chunks that are not done yet."""
+    total, start = plan.samples, writer.state.chunks
+    left = list(plan.chunks(start))
+    todo = sum(len(chunk.samples) for chunk in left)
+    if not left:
+        return
+    with (
+        Progress(total, "samples", quiet, total - todo) as progress,
+        closing(encode_chunks(job, left, min(workers, len(left)))) as encoded,
+    ):
+        for chunk, samples in encoded:
+            writer.write(chunk, samples)
+            progress.advance(len(chunk.samples))

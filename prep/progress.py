@@ -1,0 +1,114 @@
+"""How far a build has got, as its journal tells it; the pipeline continues from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prep.encode import BadSample
+from prep.journal import read_journal
+from prep.plan import Chunk
+from prep.shardfile import ShardRecord, hash_prefix
+from prep.counts import Counts
+
+
+@dataclass
+class BuildState:
+    """The sum of the journal's lines.
+
+    Attributes:
+        chunks: chunks that are done.
+        open: {"<split>/<scale folder>": position in its partial shard}.
+        closed: finished shards, in the order in which they were closed.
+        counts: {split: what was counted}.
+        bad: quarantined samples, in sample order.
+        seconds: time taken, over all runs.
+    """
+
+    chunks: int = 0
+    open: dict[str, ShardRecord] = field(default_factory=dict)
+    closed: list[ShardRecord] = field(default_factory=list)
+    counts: dict[str, Counts] = field(default_factory=dict)
+    bad: list[BadSample] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take in one journal line, as `chunk_line` makes it."""
+        self.chunks = int(line["chunk"]) + 1
+        self.closed += [ShardRecord.from_dict(value) for value in line["closed"]]
+        self.open = {value["stream"]: ShardRecord.from_dict(value) for value in line["open"]}
+        self.counts.setdefault(line["split"], Counts()).add(Counts.from_dict(line["counts"]))
+        self.bad += [BadSample(**value) for value in line["bad"]]
+        self.seconds = float(line["seconds"])
+
+
+def chunk_line(
+    chunk: Chunk,
+    *,
+    closed: Sequence[ShardRecord],
+    open_: Sequence[ShardRecord],
+    counts: Counts,
+    bad: Sequence[BadSample],
+    seconds: float,
+) -> dict[str, Any]:
+    """The journal line of a chunk whose bytes are written."""
+    return {
+        "chunk": chunk.index,
+        "split": chunk.split,
+        "closed": [record.to_dict() for record in closed],
+        "open": [record.to_dict() for record in open_],
+        "counts": counts.to_dict(),
+        "bad": [sample.to_dict() for sample in bad],
+        "seconds": round(seconds, 3),
+    }
+
+
+def last_consistent(journal: Path, folder: Path, published: Path) -> tuple[BuildState, int]:
+    """The furthest state that the files on disk bear out, and the journal's length in bytes up to it.
+
+    After a kill this is the last whole line. After a power cut files may be shorter than the journal says: then
+    earlier lines are tried, back to an empty build.
+
+    Args:
+        journal: the journal file; its head is taken as read.
+        folder: where the partial shards lie.
+        published: the output folder, where a build that was killed while it published has moved some.
+    """
+    lines = read_journal(journal)
+    for count in range(len(lines), 0, -1):
+        state = BuildState()
+        for line, _ in lines[1:count]:
+            state.add(line)
+        if _holds(state, folder, published):
+            return state, lines[count - 1][1]
+    return BuildState(), 0
+
+
+def _holds(state: BuildState, folder: Path, published: Path) -> bool:
+    return all(_closed_holds(record, folder, published) for record in state.closed) and all(
+        _prefix_is(folder / record.name, record.bytes, record.sha256)
+        and _prefix_is(folder / record.index_name, record.index_bytes, record.index_sha256)
+        for record in state.open.values()
+    )
+
+
+def _closed_holds(record: ShardRecord, folder: Path, published: Path) -> bool:
+    """Closed shards were synced before their journal line was written, so their size vouches for them."""
+    wanted = ((record.name, record.bytes), (record.index_name, record.index_bytes))
+    return all(size in (_size(folder / name), _size(published / record.stream / name)) for name, size in wanted)
+
+
+def _prefix_is(path: Path, length: int, sha256: str) -> bool:
+    if _size(path) < length:
+        return False
+    with open(path, "rb") as file:
+        return str(hash_prefix(file, length).hexdigest()) == sha256
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,148 @@
+"""A finished set of shards -> a published shard set: files into place, then card, statistics, quarantine, manifest.
+
+Every step can be done again: a build that is killed here goes on here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from prep.plan import Plan
+from prep.progress import BuildState
+from prep.shardfile import ShardRecord
+from prep.statistics import class_pixels, summarise
+from shards import IGNORE
+from shards.arrays import pack
+from shards.card import card
+from shards.errors import UserError
+from shards.index import decode_index
+from shards.manifest import FORMAT_VERSION, File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes, sync_folder
+
+_READ = 1 << 20
+
+
+def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Manifest:
+    """Publish what lies in `folder` (`<out>/.build/`) to `out` and remove `folder`.
+
+    Raises:
+        UserError: a split without a single usable sample.
+    """
+    check_samples(plan, state)
+    splits = {split.name: _publish_split(plan, state, split.name, folder, out) for split in plan.splits}
+    quarantine = "".join(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in state.bad)
+    draft = _manifest(plan, splits, [_publish_text(out, "quarantine.jsonl", quarantine)])
+    publish_bytes(out / "stats.json", (json.dumps(summarise(plan, state, draft), indent=1) + "\n").encode())
+    text = card(draft, class_pixels(plan, state), len(state.bad))
+    draft = draft.model_copy(update={"files": [_publish_text(out, "README.md", text), *draft.files]})
+    manifest = publish(draft, out)
+    shutil.rmtree(folder)
+    sync_folder(out)
+    return manifest
+
+
+def check_samples(plan: Plan, state: BuildState) -> None:
+    """UserError where a split has samples and none can be used."""
+    for split in plan.splits:
+        if not state.counts[split.name].samples:
+            first = next(bad for bad in state.bad if bad.split == split.name)
+            raise UserError(
+                f"split '{split.name}' has no usable sample: all {len(split.samples)} are bad, the first because of "
+                f"'{first.reason}'; mend the source, or leave the split out with --split"
+            )
+
+
+def _publish_split(plan: Plan, state: BuildState, split: str, folder: Path, out: Path) -> Split:
+    scales = {}
+    for scale in sorted(plan.settings.scales, key=str):
+        stream = f"{split}/{scale.folder}"
+        records = [record for record in state.closed if record.stream == stream]
+        (out / stream).mkdir(parents=True, exist_ok=True)
+        if plan.settings.format == "zarr":
+            scales[str(scale)] = _publish_store(records, folder, out / stream, out)
+        else:
+            scales[str(scale)] = _publish_tars(records, folder, out / stream)
+        sync_folder(out / stream)
+        sync_folder(out / split)
+    labelled = next(part.labelled for part in plan.splits if part.name == split)
+    return Split(samples=state.counts[split].samples, labelled=labelled, scales=scales)
+
+
+def _publish_tars(records: Sequence[ShardRecord], folder: Path, place: Path) -> ScaleSet:
+    """Rename shards and their indexes into place; those that an earlier run has moved stay."""
+    for record in records:
+        for name in (record.index_name, record.name):
+            if (folder / name).exists():
+                (folder / name).replace(place / name)
+    return ScaleSet(
+        groups=[record.samples for record in records],
+        shards=[
+            Shard(
+                path=f"{record.stream}/{record.name}",
+                bytes=record.bytes,
+                sha256=record.sha256,
+                samples=record.samples,
+                index=File(
+                    path=f"{record.stream}/{record.index_name}", bytes=record.index_bytes, sha256=record.index_sha256
+                ),
+            )
+            for record in records
+        ],
+    )
+
+
+def _publish_store(records: Sequence[ShardRecord], folder: Path, place: Path, out: Path) -> ScaleSet:
+    """Pack the tar shards, which stay in the build folder, into one Zarr store and rename that into place."""
+    name = f"{records[0].stream.replace('/', '-')}.zarr"
+    if not (place / name).exists():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        tars = [(folder / r.name, decode_index((folder / r.index_name).read_bytes(), r.index_name)) for r in records]
+        pack(tars, folder / name)
+        (folder / name).replace(place / name)
+    paths = sorted(path for path in (place / name).rglob("*") if path.is_file())
+    return ScaleSet(
+        groups=[record.samples for record in records],
+        store=(place / name).relative_to(out).as_posix(),
+        files=[_hash_and_sync(path, out) for path in paths],
+    )
+
+
+def _hash_and_sync(path: Path, out: Path) -> File:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(_READ):
+            digest.update(data)
+        os.fsync(file.fileno())
+        size = file.tell()
+    return File(path=path.relative_to(out).as_posix(), bytes=size, sha256=digest.hexdigest())
+
+
+def _publish_text(out: Path, name: str, text: str) -> File:
+    data = text.encode()
+    publish_bytes(out / name, data)
+    return File(path=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _manifest(plan: Plan, splits: dict[str, Split], files: list[File]) -> Manifest:
+    reader, settings = plan.reader, plan.settings
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        dataset=reader.name,
+        title=reader.title,
+        source=reader.source,
+        terms=reader.terms,
+        format=settings.format,
+        filter=settings.filter,
+        scales=[str(scale) for scale in settings.scales],
+        void=IGNORE,
+        classes=reader.classes.to_dict(),
+        classes_digest=reader.classes.digest,
+        splits=splits,
+        settings=dict(plan.identity),
+        protocol=dict(reader.protocol),
+        files=files,
+    )

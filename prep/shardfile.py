@@ -1,0 +1,172 @@
+"""The partial shards of a build: one stream a split and scale, cut into tar files by encoded bytes alone.
+
+Files grow in `<out>/.build/` and are hashed as they are written. A stream's position can be written to the journal
+after any sample and taken up again from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from io import RawIOBase
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards.index import encode_entry
+from shards.tar import TAR_END, IndexEntry
+
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A sample as tar blocks, and the bytes of each of its members in order; see `shards.tar.sample_blocks`."""
+
+    data: bytes
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard file: closed for good, or (as a position) as far as it has got.
+
+    Attributes:
+        stream: "<split>/<scale folder>".
+        shard: number of the file in its stream.
+        bytes, sha256: of the file up to here.
+        samples: how many it holds.
+        index_bytes, index_sha256: of the sample index beside it.
+    """
+
+    stream: str
+    shard: int
+    bytes: int
+    sha256: str
+    samples: int
+    index_bytes: int
+    index_sha256: str
+
+    @property
+    def name(self) -> str:
+        """File name, such as "val-1-4-00000.tar"."""
+        return f"{self.stream.replace('/', '-')}-{self.shard:05d}.tar"
+
+    @property
+    def index_name(self) -> str:
+        """Name of the sample index, such as "val-1-4-00000.index.jsonl"."""
+        return self.name.removesuffix(".tar") + ".index.jsonl"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ShardRecord:
+        return cls(**value)
+
+
+class _HashingFile:
+    """A file that hashes what goes through it; unbuffered, so that a full disk shows at the write that meets it."""
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        """Open `path` after its first `length` bytes; what follows them is cut off."""
+        self._file = open(path, "r+b" if length else "w+b", buffering=0)
+        self.digest = hash_prefix(self._file, length)
+        self.length = length
+        self._file.truncate(length)
+        self._file.seek(length)
+
+    def write(self, data: bytes) -> None:
+        write_all(self._file, data)
+        self.digest.update(data)
+        self.length += len(data)
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ShardStream:
+    """The shards of one split at one scale, written one after the other."""
+
+    def __init__(self, folder: Path, stream: str, limit: int, start: int = 0) -> None:
+        """Args: folder of the partial files; "<split>/<scale folder>"; bytes of a shard; number of the first one."""
+        self._folder, self._stream, self._limit, self._shard = folder, stream, limit, start
+        self._files: tuple[_HashingFile, _HashingFile] | None = None  # the tar and its index
+        self._samples = 0
+        self._closed: list[ShardRecord] = []
+
+    @classmethod
+    def resume(cls, folder: Path, position: ShardRecord, limit: int) -> ShardStream:
+        """Continue a partial shard; what the files hold beyond the position is cut off."""
+        stream = cls(folder, position.stream, limit, position.shard)
+        stream._samples = position.samples
+        stream._files = (
+            _HashingFile(folder / position.name, position.bytes),
+            _HashingFile(folder / position.index_name, position.index_bytes),
+        )
+        return stream
+
+    def add(self, key: str, blocks: Blocks) -> None:
+        """Append a sample; the shard is closed before it would pass the limit (it holds one sample at least)."""
+        if self._files and self._files[0].length + len(blocks.data) + len(TAR_END) > self._limit:
+            self.finish()
+        if self._files is None:
+            empty = self._record(0, "", 0, "")
+            self._files = _HashingFile(self._folder / empty.name), _HashingFile(self._folder / empty.index_name)
+        tar, index = self._files
+        index.write(encode_entry(IndexEntry(key, tar.length, blocks.sizes)))
+        tar.write(blocks.data)
+        self._samples += 1
+
+    def finish(self) -> None:
+        """Close the current shard, if there is one: end of archive, fsync."""
+        if self._files is None:
+            return
+        self._files[0].write(TAR_END)
+        for file in self._files:
+            file.sync()
+        self._closed.append(self._position(*self._files))
+        self.abandon()
+        self._shard, self._samples = self._shard + 1, 0
+
+    def abandon(self) -> None:
+        """Let go of the files as they are."""
+        for file in self._files or ():
+            file.close()
+        self._files = None
+
+    def position(self) -> ShardRecord | None:
+        """Where the open shard has got to; None between shards."""
+        return self._position(*self._files) if self._files else None
+
+    def take_closed(self) -> list[ShardRecord]:
+        """The shards that were closed since this was last asked."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    def _position(self, tar: _HashingFile, index: _HashingFile) -> ShardRecord:
+        return self._record(tar.length, tar.digest.hexdigest(), index.length, index.digest.hexdigest())
+
+    def _record(self, size: int, digest: str, index_size: int, index_digest: str) -> ShardRecord:
+        return ShardRecord(self._stream, self._shard, size, digest, self._samples, index_size, index_digest)
+
+
+def write_all(file: RawIOBase, data: bytes) -> None:
+    """Write to an unbuffered file, which may take less at a time than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def hash_prefix(file: BinaryIO | RawIOBase, length: int) -> Any:
+    """sha256 object over a file's first `length` bytes; of fewer where the file is shorter."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length > 0 and (data := file.read(min(_READ, length))):
+        digest.update(data)
+        length -= len(data)
+    return digest

@@ -1,0 +1,130 @@
+"""Worker processes: chunks of samples go out, encoded members come back, in order, with a bounded number in flight.
+
+Workers are spawned, so that no lock or thread of the parent is copied into them; they ignore Ctrl-C, which is the
+parent's to handle, and they die with the parent, however it dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import cv2
+
+from prep.encode import BadSample, EncodedSample, Job, encode_sample
+from prep.plan import Chunk
+from shards.errors import UserError
+
+EncodedChunk = list[EncodedSample | BadSample]
+
+_SPARE = 2  # chunks in flight beyond one a worker: enough to keep all busy while the parent writes
+_PR_SET_PDEATHSIG = 1
+_job: Job | None = None
+
+
+def encode_chunks(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    """Encode chunks in order; at most workers + 2 of them are held in memory.
+
+    Raises:
+        UserError: a worker process died (as a rule, for lack of memory).
+    """
+    if workers == 1:
+        yield from _encode_here(job, chunks)
+    else:
+        yield from _encode_in_processes(job, chunks, workers)
+
+
+def encode_chunk(job: Job, chunk: Chunk) -> EncodedChunk:
+    """Encode one chunk in this process."""
+    return [encode_sample(job, chunk.split, sample) for sample in chunk.samples]
+
+
+def _encode_here(job: Job, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        for chunk in chunks:
+            yield chunk, encode_chunk(job, chunk)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _encode_in_processes(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, EncodedChunk]]:
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job, os.getpid())
+    )
+    in_flight: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
+    try:
+        for chunk in chunks:
+            with _sigint_ignored():  # a child that starts now inherits it, so Ctrl-C cannot hit it while it imports
+                in_flight.append((chunk, pool.submit(_encode_in_worker, chunk)))
+            if len(in_flight) >= workers + _SPARE:
+                yield _result(in_flight)
+        while in_flight:
+            yield _result(in_flight)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(in_flight: deque[tuple[Chunk, Future[EncodedChunk]]]) -> tuple[Chunk, EncodedChunk]:
+    chunk, future = in_flight.popleft()
+    try:
+        return chunk, future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"a worker process died near sample '{chunk.samples[0].key}' of split '{chunk.split}', as a rule for lack "
+            "of memory: run the same command again to continue, with fewer --workers"
+        ) from None
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start_worker(job: Job, parent: int) -> None:
+    """Runs once in every worker, before its first chunk."""
+    global _job
+    _job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(parent)
+    cv2.setNumThreads(1)
+
+
+def _encode_in_worker(chunk: Chunk) -> EncodedChunk:
+    if _job is None:
+        raise RuntimeError("worker not started")
+    return encode_chunk(_job, chunk)
+
+
+def _die_with_parent(parent: int) -> None:
+    """End this process when the parent is gone, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,0 +1,175 @@
+"""What a run would cost, before it starts: `seg-train --shards DIR --recipe NAME --out RUN --dry-run`.
+
+The network is measured on torch's meta device: shapes without numbers, so a plan takes a second and no memory, and
+nothing is downloaded. The memory is an estimate of what training holds at once: parameters, gradients, optimiser
+state, and what the forward pass saves for the backward pass; workspaces of the kernels and the allocator's slack come
+on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from train.config import Recipe
+from train.losses import build_loss
+from train.models import SegmentationModel, build_model
+
+MEASURED = 512  # side, in pixels, of the square on which multiply-adds are counted
+PLANES = 4  # classes a cell that the loss is measured with
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a planned run; memory in bytes, for one device.
+
+    Args:
+        recipe: what is planned.
+        parameters: of the network, of which `encoder_parameters` are the encoder's.
+        multiply_adds: of one forward pass, for a million input pixels.
+        per_device: images that one device works on at once.
+        size: (height, width) of one of them.
+        weights_memory: parameters, buffers and gradients.
+        optimiser_memory: the optimiser's state.
+        activation_memory: what the forward pass saves, in float32.
+        samples: of each source.
+    """
+
+    recipe: Recipe
+    parameters: int
+    encoder_parameters: int
+    multiply_adds: float
+    per_device: int
+    size: tuple[int, int]
+    weights_memory: int
+    optimiser_memory: int
+    activation_memory: int
+    samples: Mapping[str, int]
+
+    @property
+    def memory(self) -> int:
+        """All of it, in float32."""
+        return self.weights_memory + self.optimiser_memory + self.activation_memory
+
+    @property
+    def epochs(self) -> float:
+        """Passes over all samples."""
+        total = sum(self.samples.values())
+        return self.recipe.loop.steps * self.recipe.loop.batch / total if total else 0.0
+
+    def lines(self) -> list[str]:
+        """The plan for people, a line a fact."""
+        model, loop = self.recipe.model, self.recipe.loop
+        h, w = self.size
+        parts = (self.weights_memory, self.optimiser_memory, self.activation_memory)
+        weights, state, saved = (f"{part / MIB:,.0f}" for part in parts)
+        sources = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
+        return [
+            f"recipe      {self.recipe.name}: {self.recipe.description}",
+            f"model       {model.arch} over {model.encoder}, weights {model.weights}",
+            f"parameters  {self.parameters / 1e6:.2f} M ({self.encoder_parameters / 1e6:.2f} M in the encoder)",
+            f"compute     {self.multiply_adds / 1e9:.2f} G multiply-adds a megapixel, forward",
+            f"memory      {self.memory / MIB:,.0f} MiB a device for {self.per_device} x {h} x {w} in float32: weights "
+            f"and gradients {weights}, optimiser {state}, activations {saved} (about half of these under bf16)",
+            f"steps       {loop.steps:,} of {loop.batch} images in {loop.accumulate} part(s), {self.epochs:.1f} epochs",
+            f"samples     {sources}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "recipe": self.recipe.name,
+            "parameters": self.parameters,
+            "encoder_parameters": self.encoder_parameters,
+            "multiply_adds_per_megapixel": self.multiply_adds,
+            "memory_bytes": self.memory,
+            "weights_bytes": self.weights_memory,
+            "optimiser_bytes": self.optimiser_memory,
+            "activation_bytes": self.activation_memory,
+            "images_per_device": self.per_device,
+            "image_size": list(self.size),
+            "steps": self.recipe.loop.steps,
+            "epochs": self.epochs,
+            "samples": dict(self.samples),
+        }
+
+
+def make_plan(
+    recipe: Recipe, num_classes: int, samples: Mapping[str, int], size: tuple[int, int], world_size: int = 1
+) -> Plan:
+    """Measure what a recipe needs.
+
+    Args:
+        recipe: the run.
+        num_classes: C of the class table.
+        samples: labelled samples of each source, by the source's name.
+        size: (height, width) of a training sample where the recipe does not crop.
+        world_size: devices that share the global batch.
+
+    Raises:
+        SettingsError: the network cannot be built.
+    """
+    config = recipe.model if recipe.model.weights == "none" else recipe.model.model_copy(update={"weights": "none"})
+    model = build_model(config, num_classes).to("meta")
+    size = recipe.augment.crop or size
+    per_device = max(1, recipe.loop.batch // (recipe.loop.accumulate * world_size))
+    parameters = sum(p.numel() for p in model.parameters())
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    states = {"sgd": 1 if recipe.optim.momentum else 0, "adamw": 2}[recipe.optim.name]
+    return Plan(
+        recipe=recipe,
+        parameters=parameters,
+        encoder_parameters=sum(p.numel() for p in model.encoder_parameters()),
+        multiply_adds=multiply_adds(model),
+        per_device=per_device,
+        size=size,
+        weights_memory=held + 4 * parameters,
+        optimiser_memory=4 * parameters * states,
+        activation_memory=saved_bytes(model, build_loss(recipe.loss), (per_device, *size)),
+        samples=dict(samples),
+    )
+
+
+def multiply_adds(model: SegmentationModel) -> float:
+    """Multiply-adds of one forward pass for a million pixels of input (a network on the meta device)."""
+    model.eval()
+    image = torch.empty(1, 3, MEASURED, MEASURED, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    return int(counter.get_total_flops()) / 2 / (MEASURED * MEASURED / 1e6)
+
+
+def saved_bytes(model: SegmentationModel, loss: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Bytes that a training step's forward pass saves for its backward pass, parameters left out.
+
+    Args:
+        model: a network on the meta device.
+        loss: the recipe's.
+        shape: (batch, height, width).
+    """
+    batch, h, w = shape
+    own = {_storage(t) for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Any] = {}  # by storage, kept alive so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            saved[_storage(tensor)] = tensor.untyped_storage()
+        return tensor
+
+    model.train()
+    images = torch.empty(batch, 3, h, w, device="meta")
+    ids = torch.zeros(batch, PLANES, h, w, dtype=torch.int32, device="meta")
+    weights = torch.ones(batch, PLANES, h, w, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss(model(images), ids, weights)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,29 @@
+"""Timing for the benchmarks: rivals take turns in one process, and the medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def alternate(rivals: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each rival over some rounds; in a round each runs once, after one unmeasured call of all.
+
+    Taking turns spreads whatever else the machine does over all rivals.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for job in rivals.values():
+        job()
+    for _ in range(rounds):
+        for name, job in rivals.items():
+            begin = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -27,7 +27,7 @@ class Journal:
     @classmethod
     def create(cls, path: Path, head: Mapping[str, Any]) -> Journal:
         """Start a new journal at `path`; the head is on disk when this returns."""
-        journal = cls(open(path, "wb", buffering=0))
+        journal = cls(FileIO(path, "w"))
         journal.append({"version": VERSION, **head})
         journal.sync()
         return journal
@@ -35,7 +35,7 @@ class Journal:
     @classmethod
     def reopen(cls, path: Path, length: int) -> Journal:
         """Continue after the first `length` bytes; what follows them is cut off."""
-        file = open(path, "r+b", buffering=0)
+        file = FileIO(path, "r+")
         file.truncate(length)
         file.seek(length)
         return cls(file)

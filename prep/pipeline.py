@@ -89,7 +89,7 @@ def _finished(plan: Plan, out: Path) -> Manifest | None:
 
 def _start_or_continue(plan: Plan, folder: Path, out: Path) -> tuple[BuildState, Journal]:
     path = folder / outdir.JOURNAL
-    head = {"settings": plan.identity, "libraries": library_versions()}
+    head: dict[str, Mapping[str, object]] = {"settings": plan.identity, "libraries": library_versions()}
     lines = read_journal(path)
     if not lines:
         return BuildState(), Journal.create(path, head)

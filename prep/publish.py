@@ -16,12 +16,11 @@ from prep.plan import Plan
 from prep.progress import BuildState
 from prep.shardfile import ShardRecord
 from prep.statistics import class_pixels, summarise
-from shards import IGNORE
 from shards.arrays import pack
 from shards.card import card
 from shards.errors import UserError
 from shards.index import decode_index
-from shards.manifest import FORMAT_VERSION, File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes, sync_folder
+from shards.manifest import File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes, sync_folder
 
 _READ = 1 << 20
 
@@ -130,7 +129,7 @@ def _publish_text(out: Path, name: str, text: str) -> File:
 def _manifest(plan: Plan, splits: dict[str, Split], files: list[File]) -> Manifest:
     reader, settings = plan.reader, plan.settings
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=1,
         dataset=reader.name,
         title=reader.title,
         source=reader.source,
@@ -138,7 +137,7 @@ def _manifest(plan: Plan, splits: dict[str, Split], files: list[File]) -> Manife
         format=settings.format,
         filter=settings.filter,
         scales=[str(scale) for scale in settings.scales],
-        void=IGNORE,
+        void=65535,
         classes=reader.classes.to_dict(),
         classes_digest=reader.classes.digest,
         splits=splits,

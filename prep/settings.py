@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
 
-FORMATS = ("webdataset", "zarr")
+Format = Literal["webdataset", "zarr"]
+FORMATS: tuple[Format, ...] = ("webdataset", "zarr")
 MB = 1_000_000
 _LIBRARIES = ("segshards", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "zarr")
 
@@ -38,7 +39,7 @@ class Settings:
     splits: tuple[str, ...] = ()
     scales: tuple[Scale, ...] = Scale.parse_many("1,1/2,1/4,1/8")
     filter: str = "box"
-    format: str = "webdataset"
+    format: Format = "webdataset"
     shard_size: int = 256 * MB
     image_format: str = "keep"
     limit: int | None = None

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from io import RawIOBase
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,7 +71,7 @@ class _HashingFile:
 
     def __init__(self, path: Path, length: int = 0) -> None:
         """Open `path` after its first `length` bytes; what follows them is cut off."""
-        self._file = open(path, "r+b" if length else "w+b", buffering=0)
+        self._file = FileIO(path, "r+" if length else "w+")
         self.digest = hash_prefix(self._file, length)
         self.length = length
         self._file.truncate(length)

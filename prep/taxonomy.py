@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 
 import numpy as np
@@ -36,7 +36,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_classes(name: str) -> ClassTable:
     """The class table in `<name>.tsv`: columns id, name, colour and, where known, category and thing (0 or 1)."""
     table = rows(name)
@@ -134,13 +134,13 @@ def _target(text: str) -> int:
     return IGNORE if text == VOID else int(text)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_remap(name: str, dataset: str) -> Remap:
     """The mapping in `<name>.tsv`: columns id and to (a class index, or the word void)."""
     return Remap.from_pairs(dataset, {int(row["id"]): _target(row["to"]) for row in rows(name)})
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_colour_remap(name: str, dataset: str) -> ColourRemap:
     """The mapping in `<name>.tsv`: columns colour and to (a class index, or the word void)."""
     return ColourRemap.from_pairs(dataset, {parse_colour(row["colour"]): _target(row["to"]) for row in rows(name)})

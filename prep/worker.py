@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 _job: Job | None = None
 
 
-def encode_chunks(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, EncodedChunk]]:
+def encode_chunks(job: Job, chunks: Iterable[Chunk], workers: int) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
     """Encode chunks in order; at most workers + 2 of them are held in memory.
 
     Raises:
@@ -49,7 +49,7 @@ def encode_chunk(job: Job, chunk: Chunk) -> EncodedChunk:
     return [encode_sample(job, chunk.split, sample) for sample in chunk.samples]
 
 
-def _encode_here(job: Job, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, EncodedChunk]]:
+def _encode_here(job: Job, chunks: Iterable[Chunk]) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -59,7 +59,9 @@ def _encode_here(job: Job, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Enc
         cv2.setNumThreads(threads)
 
 
-def _encode_in_processes(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, EncodedChunk]]:
+def _encode_in_processes(
+    job: Job, chunks: Iterable[Chunk], workers: int
+) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job, os.getpid())
     )

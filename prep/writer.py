@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from prep.counts import Counts
 from prep.encode import BadSample, EncodedSample
 from prep.journal import Journal
 from prep.plan import Chunk, Plan
 from prep.progress import BuildState, chunk_line
 from prep.shardfile import ShardStream
-from prep.counts import Counts
 from prep.worker import EncodedChunk
 
 

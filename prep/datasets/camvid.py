@@ -72,8 +72,8 @@ or the original release:
         if not any(sample.problem is None and sample.image.is_file() for sample in found):
             first = " ".join(next((line for line in lines if line), ["nothing"]))
             raise LayoutError(
-                f"none of the {len(found)} lines of {path} leads to an image under {root} (the first is '{first[:120]}'): "
-                f"expected files such as {split}/<name>.png beside the list; unpack the images there"
+                f"none of the {len(found)} lines of {path} leads to an image under {root} (the first is "
+                f"'{first[:120]}'): expected files such as {split}/<name>.png beside the list; unpack the images there"
             )
         yield from found
 

@@ -63,7 +63,8 @@ ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png   (op
         if not images.is_dir():
             raise LayoutError(
                 f"leftImg8bit/ not found under {root}: expected the Cityscapes layout "
-                "leftImg8bit/<split>/<city>/*_leftImg8bit.png; point --root at the folder that holds leftImg8bit and gtFine"
+                "leftImg8bit/<split>/<city>/*_leftImg8bit.png; point --root at the folder that "
+                "holds leftImg8bit and gtFine"
             )
         found = tuple(split for split in _SPLITS if (images / split).is_dir())
         if not found:

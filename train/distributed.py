@@ -40,12 +40,12 @@ class World:
         return [float(value) for value in vector.tolist()]
 
     def sum_counts(self, counts: torch.Tensor) -> torch.Tensor:
-        """An int64 tensor of counts summed over the ranks; on the CPU."""
+        """A tensor of counts summed over the ranks."""
         if self.size == 1:
-            return counts.cpu()
+            return counts
         moved = counts.to(self.device, copy=True)
         distributed.all_reduce(moved)
-        return moved.cpu()
+        return moved
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with its gradients averaged over the ranks in backward; alone, the model itself."""

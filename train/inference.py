@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import nn
 
 import shards
 from train import checkpoint
+from train.config import Recipe
 from train.models import build_model
 from train.run import Run
 
@@ -41,6 +41,16 @@ class Views:
     bf16: bool = False
 
 
+def use_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a recipe computes in bfloat16 on a device: always, never, or (loop.amp = "auto") on CUDA."""
+    return recipe.loop.amp == "bf16" or (recipe.loop.amp == "auto" and device.type == "cuda")
+
+
+def views_of(recipe: Recipe, device: torch.device, scales: Sequence[float] | None = None, flip: bool = False) -> Views:
+    """The views of a recipe's evaluation, or other scales; `flip` adds the mirror image."""
+    return Views(scales or recipe.eval.scales, flip or recipe.eval.flip, use_bf16(recipe, device))
+
+
 def load_model(run: Run, device: torch.device) -> tuple[nn.Module, int]:
     """The network of a run with its last weights, in evaluation mode, and the steps it was trained for.
 
@@ -53,7 +63,8 @@ def load_model(run: Run, device: torch.device) -> tuple[nn.Module, int]:
     config = run.recipe.model.model_copy(update={"weights": "none"})  # the checkpoint has them all
     model = build_model(config, len(run.classes))
     checkpoint.fit(model, saved, path)
-    return model.to(device).eval(), saved.step
+    network: nn.Module = model.to(device).eval()
+    return network, saved.step
 
 
 def predict(
@@ -62,7 +73,7 @@ def predict(
     size: tuple[int, int],
     views: Views,
     device: torch.device,
-) -> npt.NDArray[np.uint16]:
+) -> torch.Tensor:
     """The class of each pixel.
 
     Args:
@@ -73,11 +84,16 @@ def predict(
         device: where to compute.
 
     Returns:
-        uint16 [H, W].
+        int64 [H, W], on `device`.
     """
     with torch.inference_mode():
         maps = [_scores(model, _scaled(image, factor), views, device) for factor in views.scales]  # each [C, h', w']
-        return _best_class(maps, size).to(torch.int32).cpu().numpy().astype(np.uint16)
+        return _best_class(maps, size)
+
+
+def as_label(prediction: torch.Tensor) -> npt.NDArray[np.uint16]:
+    """A prediction integer [H, W] as a hard label uint16 [H, W]."""
+    return prediction.to(torch.int32).cpu().numpy().astype(np.uint16)
 
 
 def _scaled(image: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
@@ -89,13 +105,13 @@ def _scaled(image: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8
 def _scores(model: nn.Module, image: npt.NDArray[Any], views: Views, device: torch.device) -> torch.Tensor:
     """Softmax scores float32 [C, h, w] of one image, averaged with those of its mirror image where asked."""
     h, w = image.shape[:2]
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None]  # [1, 3, h, w]
+    pixels = torch.tensor(np.ascontiguousarray(image), device=device).permute(2, 0, 1)[None]  # [1, 3, h, w]
     if min(h, w) < SMALLEST:  # repeat the border; what it gives is cut off again
         pixels = F.pad(pixels.float(), (0, max(0, SMALLEST - w), 0, max(0, SMALLEST - h)), mode="replicate")
     with torch.autocast(device.type, torch.bfloat16, enabled=views.bf16):
         logits = model(pixels)
         mirrored = model(pixels.flip(-1)).flip(-1) if views.flip else None
-    scores = logits.float().softmax(1)
+    scores: torch.Tensor = logits.float().softmax(1)
     if mirrored is not None:
         scores = (scores + mirrored.float().softmax(1)) / 2
     return scores[0, :, :h, :w]

@@ -30,15 +30,18 @@ from train import checkpoint, panel
 from train.batch import Batch
 from train.checkpoint import Checkpoint
 from train.distributed import World
+from train.evaluate import evaluate, open_for_scoring
+from train.inference import use_bf16, views_of
 from train.losses import build_loss
 from train.models import build_model
 from train.optim import build_optimizer, clip_gradients, learning_rate, set_lr
+from train.report import per_cent
 from train.run import Run, versions
 from train.runlog import RunLog
 from train.stream import Stream, batches, received
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The training loss or the gradient is no longer a finite number."""
 
 
@@ -100,11 +103,11 @@ class Trainer:
         model = build_model(recipe.model, len(self.setup.classes))
         self.stream.fill = mean_colour(model)
         layout = torch.channels_last if recipe.loop.channels_last else torch.contiguous_format
-        self.model = model.to(self.world.device, memory_format=layout)
+        self.model = model.to(self.world.device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
         self.optimiser = build_optimizer(model, recipe.optim)
         self.loss = build_loss(recipe.loss)
         self._buffers = shadows(self.model)
-        self.bf16 = recipe.loop.amp == "bf16" or (recipe.loop.amp == "auto" and self.world.device.type == "cuda")
+        self.bf16 = use_bf16(recipe, self.world.device)
 
     def load(self) -> None:
         """Go back to the folder's last checkpoint; to step 0 where the run was stopped before its first.
@@ -144,7 +147,7 @@ class Trainer:
         """Train from the present step to the recipe's last, or until a signal; saved either way.
 
         Raises:
-            Diverged: loss or gradient is not finite; the last good state is saved.
+            DivergedError: loss or gradient is not finite; the last good state is saved.
             SegshardsError: a shard is broken.
         """
         loop, began, first = self.setup.recipe.loop, time.perf_counter(), self.step
@@ -163,6 +166,8 @@ class Trainer:
                 self._report(log, progress, done, timed)
                 if done.asked_to_stop:
                     break
+                if loop.eval_every and (self.step % loop.eval_every == 0 or self.step == loop.steps):
+                    self._evaluate(log)
                 if loop.checkpoint_every and self.step % loop.checkpoint_every == 0 and self.step < loop.steps:
                     self.save()
             self.save()
@@ -198,7 +203,7 @@ class Trainer:
         norm = float(clip_gradients(self.model.parameters(), recipe.optim.clip))
         if not (math.isfinite(total) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(total) else "gradient"
-            raise Diverged(
+            raise DivergedError(
                 f"the {what} of step {step + 1} is not a finite number (batch of {', '.join(keys[:8])}"
                 f"{' ...' if len(keys) > 8 else ''}); step {step} is saved: lower optim.lr or set optim.clip"
             )
@@ -252,6 +257,18 @@ class Trainer:
             progress.set(loss="void" if done.loss is None else f"{done.loss:.4f}", lr=f"{done.lr:.2g}")
         if loop.image_every and done.step % loop.image_every == 0 and self.world.first and timed.last is not None:
             log.picture(done.step, "image-label-prediction", panel.of_batch(self.model, timed.last, self.setup.classes))
+
+    def _evaluate(self, log: RunLog) -> None:
+        """Score the split "val" of the first shard set; ranks share it, and training goes on as if nothing was."""
+        recipe, path = self.setup.recipe, self.stream.sources.paths[0]
+        split = open_for_scoring(path, "val", recipe.eval.input_scale, self.setup.classes, "this run")
+        scores, _ = evaluate(self.model, split, views_of(recipe, self.world.device), self.world)
+        self.model.train()
+        values = {name: scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fwiou")}
+        log.write({"step": self.step, "eval": {**values, "per_class": scores["per_class"]}})
+        log.curves(self.step, values, "val")
+        if self.world.first:
+            say(f"step {self.step}: val mIoU {per_cent(values['miou'])}", self.quiet)
 
     def _say_capped(self, batch: Batch) -> None:
         """Say once that some cells hold more classes than the recipe keeps."""

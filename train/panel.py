@@ -13,6 +13,7 @@ import shards
 from shards.classes import ClassTable
 from shards.picture import colourise
 from train.batch import Batch
+from train.inference import as_label
 
 MOST = 4  # samples in one picture
 
@@ -25,7 +26,7 @@ def of_batch(model: nn.Module, batch: Batch, classes: ClassTable) -> npt.NDArray
     images = batch.images[:MOST]
     model.eval()
     with torch.inference_mode():
-        found = model(images).argmax(1).to(torch.int32).cpu().numpy().astype(np.uint16)  # [n, H, W]
+        found = as_label(model(images).argmax(1))  # [n, H, W]
     model.train()
     labels = heaviest(batch)
     rows = [

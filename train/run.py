@@ -89,7 +89,8 @@ def open_run(folder: Path) -> Run:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format_version"] != FORMAT_VERSION:
             raise FormatError(path, f"run format {values['format_version']!r}, expected {FORMAT_VERSION}")
-        sources = tuple({key: str(source[key]) for key in ("path", "dataset", "digest", "filter")} for source in values["sources"])
+        kept = ("path", "dataset", "digest", "filter")
+        sources = tuple({key: str(source[key]) for key in kept} for source in values["sources"])
         classes = ClassTable.from_dict(values["classes"])
         return Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

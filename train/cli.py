@@ -1,0 +1,157 @@
+"""`seg-train`: train a recipe on shard sets. Parses, calls `train.loop`, prints.
+
+    seg-train --shards data/demo --recipe demo --out runs/demo
+
+Under torchrun, one process a device.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shards.errors import UserError
+from shards.terminal import main_of, say
+from train.threads import yield_cores
+
+if TYPE_CHECKING:
+    from train.config import Recipe
+    from train.loop import Summary
+    from train.run import Run
+    from train.sources import Sources
+
+EPILOG = """\b
+Example:
+  seg-train --list
+  seg-train --shards data/demo --recipe demo --out runs/demo --dry-run
+  seg-train --shards data/demo --recipe demo --out runs/demo --set optim.lr=0.01 --set loop.steps=500
+  seg-train --shards data/demo --out runs/demo --resume
+  torchrun --nproc-per-node 4 --no-python seg-train --shards data/demo --recipe demo --out runs/demo
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--shards", "paths", multiple=True, type=click.Path(path_type=Path), help="A shard set; may be repeated.")
+@click.option("--recipe", "recipe_name", help="A recipe's name (see --list) or a TOML file.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting of the recipe.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
+@click.option("--list", "listing", is_flag=True, help="List the recipes and exit.")
+@click.option("--dry-run", is_flag=True, help="Print the plan (model, cost, memory, samples) and exit.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def command(
+    paths: tuple[Path, ...],
+    recipe_name: str | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    resume: bool,
+    listing: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> int:
+    """Train a network on one or several shard sets, as a recipe says."""
+    if listing:
+        return _list()
+    if not paths:
+        raise click.UsageError("Missing option '--shards': a folder that seg-prep has made.")
+    if out is None and not dry_run:
+        raise click.UsageError("Missing option '--out': the folder of the run.")
+    if recipe_name is None and not resume:
+        raise click.UsageError("Missing option '--recipe': a name of --list or a TOML file.")
+    yield_cores()
+    from train.run import Run  # torch takes a second to import: --help does without
+    from train.sources import open_sources
+
+    old = _existing(out) if resume and out is not None else None
+    recipe = _recipe(recipe_name, overrides, old)
+    sources = open_sources(paths, recipe)
+    setup = Run(out or Path("runs"), recipe, sources.classes, sources.describe())
+    if dry_run:
+        return _dry_run(setup, sources)
+    summary = _train(setup, sources, device, old, quiet)
+    return _told(summary, setup, quiet)
+
+
+def _list() -> int:
+    from train.config import recipe_names, recipe_summary
+
+    width = max(map(len, recipe_names()), default=0)
+    for name in recipe_names():
+        click.echo(f"{name:<{width}}  {recipe_summary(name)}")
+    return 0
+
+
+def _existing(out: Path) -> Run:
+    """The run that --resume continues."""
+    from train.run import NAME, open_run
+
+    if not (out / NAME).is_file():
+        raise UserError(f"no run to resume in {out}: leave out --resume to start one")
+    return open_run(out)
+
+
+def _recipe(name: str | None, overrides: tuple[str, ...], old: Run | None) -> Recipe:
+    """The named recipe, or that of the run to resume."""
+    from train.config import load_recipe
+
+    if name is not None:
+        return load_recipe(name, overrides)
+    if overrides:
+        raise UserError("--set without --recipe: a resumed run keeps its settings; leave out --set")
+    if old is None:
+        raise UserError("no recipe given; expected --recipe NAME")
+    return old.recipe
+
+
+def _dry_run(setup: Run, sources: Sources) -> int:
+    from train.plan import make_plan
+
+    recipe = setup.recipe
+    height, width = sources.sample(0, recipe.data.scales[0]).image.shape[:2]
+    most = recipe.augment.rescale[1] if recipe.augment.rescale else 1.0
+    size = (max(1, round(height * most)), max(1, round(width * most)))
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("RANK", "0") == "0":
+        click.echo("\n".join(make_plan(recipe, len(setup.classes), sources.counts, size, ranks).lines()))
+    return 0
+
+
+def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bool) -> Summary:
+    """Open or create the run's folder and train."""
+    from train.distributed import join
+    from train.loop import Trainer
+    from train.run import check_same, create
+    from train.stream import Stream
+
+    with join(device) as world:
+        if old is not None:
+            check_same(old, setup)
+        trainer = Trainer(setup, Stream(sources, setup.recipe), world, quiet)
+        if old is not None:
+            trainer.load()
+        elif world.first:
+            create(setup)
+        world.wait()
+        if world.first:
+            start = f"from step {trainer.step}" if trainer.step else f"{len(sources)} samples"
+            say(f"training {setup.recipe.name} on {world.device}, {start}, to step {setup.recipe.loop.steps}", quiet)
+        return trainer.run()
+
+
+def _told(summary: Summary, setup: Run, quiet: bool) -> int:
+    """Say how it ended; the exit code."""
+    if not summary.finished:
+        click.echo(f"stopped after step {summary.step}, saved; run the same command with --resume to go on", err=True)
+        return 1
+    loss = "no labelled cell seen" if summary.loss is None else f"loss {summary.loss:.4f}"
+    speed = f"{summary.seconds:.0f} s, {summary.samples_per_second:.1f} samples/s"
+    say(f"done: step {summary.step}, {loss} (mean of the last 20 steps), {speed}; run: {setup.folder}", quiet)
+    return 0
+
+
+main = main_of(command)

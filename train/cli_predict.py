@@ -1,0 +1,47 @@
+"""`seg-predict`: label maps and overlays of image files. Parses, calls `train.predict`, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from shards.terminal import main_of, say
+from train.cli_eval import parse_scales
+from train.threads import yield_cores
+
+EPILOG = """\b
+Example:
+  seg-predict --run runs/demo --out pictures street.jpg another.png
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--scales", help="Factors on the input, softmax averaged: 0.5,0.75,1. Default: the recipe's.")
+@click.option("--flip", is_flag=True, help="Average with the mirror image.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def command(
+    images: tuple[Path, ...], folder: Path, out: Path, scales: str | None, flip: bool, device: str, quiet: bool
+) -> int:
+    """Write NAME.label.png (class ids, coloured by a palette) and NAME.overlay.png for each IMAGE."""
+    factors = parse_scales(scales)
+    yield_cores()
+    from train.distributed import choose_device  # torch takes a second to import: --help does without
+    from train.inference import load_model, views_of
+    from train.predict import predict_files
+    from train.run import open_run
+
+    run, chosen = open_run(folder), choose_device(device)
+    model, _ = load_model(run, chosen)
+    problems = predict_files(model, run, images, out, views_of(run.recipe, chosen, factors, flip), chosen)
+    for problem in problems:
+        click.echo(problem, err=True)
+    say(f"{len(images) - len(problems)} of {len(images)} images predicted: {out}", quiet)
+    return 1 if problems else 0
+
+
+main = main_of(command)

@@ -1,0 +1,93 @@
+"""Label maps and overlays of plain image files.
+
+    seg-predict --run runs/demo --out pictures street.jpg another.png
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+import shards
+from shards.classes import ClassTable
+from shards.codec import decode_image
+from shards.errors import SegshardsError, UserError
+from shards.picture import overlay
+from train.inference import Views, as_label, predict
+from train.run import Run
+
+MOST_BYTES = 1 << 30
+
+
+def predict_files(
+    model: nn.Module, run: Run, paths: Sequence[Path], out: Path, views: Views, device: torch.device
+) -> list[str]:
+    """Write <name>.label.png and <name>.overlay.png for each image.
+
+    Args:
+        model: the run's network, in evaluation mode, on `device`.
+        run: for the classes and the scale at which images are shown to the network.
+        paths: image files.
+        out: the folder to write to; it is made.
+        views: scales and flip.
+        device: where to compute.
+
+    Returns:
+        One line for each image that could not be used.
+
+    Raises:
+        UserError: two images would be written to the same files.
+    """
+    twice = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
+    if twice:
+        raise UserError(f"two images are named {twice[0]!r}: their results would overwrite each other; rename one")
+    out.mkdir(parents=True, exist_ok=True)
+    problems = []
+    for path in paths:
+        try:
+            image = read_image(path)
+        except SegshardsError as error:
+            problems.append(str(error))
+            continue
+        label = as_label(predict(model, shown(image, run), image.shape[:2], views, device))
+        label_image(label, run.classes).save(out / f"{path.stem}.label.png")
+        Image.fromarray(overlay(image, label, run.classes)).save(out / f"{path.stem}.overlay.png")
+    return problems
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """An image file as uint8 [H, W, 3].
+
+    Raises:
+        UserError: it cannot be read.
+        FormatError: it is no image, or a broken one.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: larger than {MOST_BYTES} bytes; expected an image")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected an image file") from None
+    return decode_image(data, path)
+
+
+def shown(image: npt.NDArray[np.uint8], run: Run) -> npt.NDArray[np.uint8]:
+    """The image at the scale that the recipe evaluates at, made with the filter of the run's first shard set."""
+    scale = run.recipe.eval.input_scale
+    return image if scale == "1" else shards.resize_image(image, scale, run.sources[0]["filter"])
+
+
+def label_image(label: npt.NDArray[np.uint16], classes: ClassTable) -> Image.Image:
+    """A label uint16 [H, W] as a PNG's content: 8 bits with the classes' colours as palette, else 16 bits of ids."""
+    if len(classes) > 255:
+        return Image.fromarray(label)
+    image = Image.fromarray(label.astype(np.uint8))  # turning grey into palette mode keeps the ids
+    image.putpalette([value for colour in classes.colours for value in colour])
+    return image

@@ -22,8 +22,16 @@ def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
 
 
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Sequenced = Field(strict=False)  # TOML and JSON have lists where a frozen model keeps tuples
-ScaleName = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}(/[1-9][0-9]{0,4})?$")]
+ScaleName = Annotated[
+    str,
+    Field(pattern=r"^[1-9][0-9]{0,4}(/[1-9][0-9]{0,4})?$"),
+    BeforeValidator(_text),  # `--set data.scales=1` reads as a number
+]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -134,10 +134,16 @@ def _settings(dataset: str, root: Path, options: dict[str, Any]) -> Settings:
         scales=Scale.parse_many(options["scales"]),
         filter=options["filter_"],
         format=options["format_"],
-        shard_size=round(options["shard_size"] * MB),
+        shard_size=_shard_bytes(options["shard_size"]),
         image_format=options["image_format"],
         limit=options["limit"],
     )
+
+
+def _shard_bytes(megabytes: float) -> int:
+    if not 0 < megabytes <= 1_000_000:  # also refuses nan and inf
+        raise SettingsError(f"shard size of {megabytes:g} MB found: expected more than 0 and at most 1,000,000")
+    return round(megabytes * MB) or 1
 
 
 main = main_of(command)

@@ -57,7 +57,7 @@ def open_header(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.
             image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise SampleError(f"{where}: not an image file ({len(data)} bytes)") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's parsers raise many types on damaged files
         raise SampleError(f"{where}: unreadable image header: {error}") from None
     width, height = image.size
     if width * height > max_pixels:
@@ -69,7 +69,7 @@ def load_pixels(image: Image.Image, where: str) -> None:
     """Decode an opened image completely; SampleError where the file is truncated or damaged."""
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise SampleError(f"{where}: truncated or damaged image: {error}") from None
 
 
@@ -101,7 +101,7 @@ def decode_source(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Sour
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, TypeError):
+    except Exception:
         return 1  # unreadable EXIF says nothing about rotation
 
 
@@ -120,7 +120,7 @@ def _to_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
         if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
             return _grey_to_rgb(image)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # conversion may decode further frames
         raise SampleError(f"{where}: truncated or damaged image: {error}") from None
 
 

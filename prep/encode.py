@@ -5,6 +5,7 @@ Pure: the same files and settings give the same bytes in any process.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSample | Ba
     """Encode a sample at all scales, or say why it cannot be used."""
     prefix = f"{job.reader.name} {sample.key}: "
     try:
-        return _encode(job, split, sample, prefix)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and the like: the pixels are what counts
+            return _encode(job, split, sample, prefix)
     except (SampleError, SettingsError) as error:  # SettingsError: a key that tar headers cannot hold
         return BadSample(sample.key, split, relative(sample.image, job.root), str(error).removeprefix(prefix))
 
@@ -94,7 +97,7 @@ def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSamp
         members["json"] = _meta(job, split, sample, source, scale)
         blocks.append(Blocks(sample_blocks(sample.key, members), {name: len(part) for name, part in members.items()}))
         mixed.append(counts)
-    return EncodedSample(sample.key, tuple(blocks), _count_pixels(hard), tuple(mixed))
+    return EncodedSample(sample.key, tuple(blocks), _count_pixels(hard, len(job.reader.classes)), tuple(mixed))
 
 
 def _where(job: Job, path: Path, prefix: str) -> str:
@@ -180,8 +183,8 @@ def _meta(job: Job, split: str, sample: RawSample, source: SourceImage, scale: S
     return encode_meta(meta)
 
 
-def _count_pixels(hard: UInt16 | None) -> dict[int, int]:
+def _count_pixels(hard: UInt16 | None, classes: int) -> dict[int, int]:
     if hard is None:
         return {}
-    counts = np.bincount(hard.ravel(), minlength=IGNORE + 1)
-    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+    counts = np.bincount(np.minimum(hard, classes).ravel())  # void shares the bin after the last class
+    return {int(i) if i < classes else IGNORE: int(counts[i]) for i in np.flatnonzero(counts)}

@@ -18,6 +18,7 @@ from shards.errors import SettingsError
 
 BUILD = ".build"
 JOURNAL = "journal.jsonl"
+LOCK = "lock"
 _OURS = re.compile(
     r"\.?(manifest\.json|README\.md|stats\.json|quarantine\.jsonl)(\.tmp)?"
     r"|\.build/.*"
@@ -33,14 +34,15 @@ def check_place(out: Path, root: Path) -> None:
     if root.is_relative_to(out):
         raise SettingsError(f"--out {out} holds the raw dataset {root}: choose a folder of its own")
     for parent in out.parents:
-        if (parent / "manifest.json").is_file() or (parent / BUILD / JOURNAL).is_file():
+        if is_ours(parent):
             raise SettingsError(f"--out {out} lies inside the shard set {parent}: choose a folder of its own")
 
 
 def is_ours(out: Path) -> bool:
     """Whether a build of ours is in `out`, finished or not."""
     manifest = out / "manifest.json"
-    return (out / BUILD).is_dir() or (manifest.is_file() and b'"format_version"' in manifest.read_bytes())
+    unfinished = any((out / BUILD / name).is_file() for name in (JOURNAL, LOCK))
+    return unfinished or (manifest.is_file() and b'"format_version"' in manifest.read_bytes())
 
 
 def foreign_files(out: Path) -> list[str]:
@@ -77,7 +79,7 @@ def clear(out: Path) -> None:
     for path in sorted((out / BUILD).iterdir()):  # the lock file stays: it is held
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name != LOCK:
             path.unlink()
 
 
@@ -90,24 +92,35 @@ def locked(out: Path) -> Iterator[Path]:
     build = out / BUILD
     created = [path for path in (build, out, *out.parents) if not path.exists()]
     build.mkdir(parents=True, exist_ok=True)
-    handle = os.open(build / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(build / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SettingsError(
-                f"another seg-prep is building into {out} now: wait for it, or choose another --out"
-            ) from None
+            raise _busy(out) from None
+        if not _is_file(handle, build / LOCK):  # the other build ended between our two lines, and took it away
+            raise _busy(out)
         yield build
     finally:
         os.close(handle)
         _remove_empty(build, created)
 
 
+def _busy(out: Path) -> SettingsError:
+    return SettingsError(f"another seg-prep is building into {out} now: wait for it, or choose another --out")
+
+
+def _is_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _remove_empty(build: Path, created: list[Path]) -> None:
     """Take away the folders that were made for nothing: a build that fails at once leaves no trace."""
-    if build.is_dir() and [path.name for path in build.iterdir()] == ["lock"] and build in created:
-        (build / "lock").unlink()
+    if build.is_dir() and [path.name for path in build.iterdir()] == [LOCK] and build in created:
+        (build / LOCK).unlink()
         for path in created:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

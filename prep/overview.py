@@ -23,9 +23,9 @@ def describe_datasets() -> str:
 
 def _describe_dataset(reader: Reader) -> str:
     return (
-        f"{reader.name}: {reader.title}, {len(reader.classes)} classes\n"
+        f"{reader.name}: {reader.title}\n"
         f"{textwrap.indent(reader.layout, '    ')}\n"
-        f"    source: {reader.source}\n    terms:  {reader.terms}"
+        f"    classes: {len(reader.classes)}\n    source:  {reader.source}\n    terms:   {reader.terms}"
     )
 
 

@@ -93,8 +93,10 @@ def _start_or_continue(plan: Plan, folder: Path, out: Path) -> tuple[BuildState,
     lines = read_journal(path)
     if not lines:
         return BuildState(), Journal.create(path, head)
-    _check_same(lines[0][0]["settings"], plan.identity, out, "an unfinished build")
-    _check_same(lines[0][0]["libraries"], head["libraries"], out, "an unfinished build by other library versions")
+    _check_same(lines[0][0].get("settings", {}), plan.identity, out, "an unfinished build")
+    _check_same(
+        lines[0][0].get("libraries", {}), head["libraries"], out, "an unfinished build by other library versions"
+    )
     state, length = last_consistent(path, folder, out)
     return state, Journal.reopen(path, length)
 

@@ -72,18 +72,21 @@ def last_consistent(journal: Path, folder: Path, published: Path) -> tuple[Build
     earlier lines are tried, back to an empty build.
 
     Args:
-        journal: the journal file; its head is taken as read.
+        journal: the journal file, with a whole head.
         folder: where the partial shards lie.
         published: the output folder, where a build that was killed while it published has moved some.
     """
     lines = read_journal(journal)
-    for count in range(len(lines), 0, -1):
+    for count in range(len(lines), 1, -1):
         state = BuildState()
-        for line, _ in lines[1:count]:
-            state.add(line)
+        try:
+            for line, _ in lines[1:count]:
+                state.add(line)
+        except (KeyError, TypeError, ValueError, AttributeError):  # JSON, but not a line of ours
+            continue
         if _holds(state, folder, published):
             return state, lines[count - 1][1]
-    return BuildState(), 0
+    return BuildState(), lines[0][1]
 
 
 def _holds(state: BuildState, folder: Path, published: Path) -> bool:

@@ -51,7 +51,7 @@ def check_samples(plan: Plan, state: BuildState) -> None:
             first = next(bad for bad in state.bad if bad.split == split.name)
             raise UserError(
                 f"split '{split.name}' has no usable sample: all {len(split.samples)} are bad, the first because of "
-                f"'{first.reason}'; mend the source, or leave the split out with --split"
+                f"'{first.reason}'; mend the source and run again with --fresh, or leave the split out with --split"
             )
 
 

@@ -62,13 +62,14 @@ class Remap:
 
     dataset: str
     table: NDArray[np.uint16]
+    whole: bool  # every id below the table's length is defined
 
     @classmethod
     def from_pairs(cls, dataset: str, pairs: Mapping[int, int]) -> Remap:
         """Build the table from {source id: class index or IGNORE}."""
         table = np.full(max(pairs) + 1, _UNKNOWN, np.uint16)
         table[list(pairs)] = list(pairs.values())
-        return cls(dataset, table)
+        return cls(dataset, table, len(pairs) == len(table))
 
     def apply(self, ids: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> NDArray[np.uint16]:
         """Map ids [H, W] to class indices uint16 [H, W].
@@ -76,20 +77,18 @@ class Remap:
         Raises:
             SampleError: an id that the dataset does not define; names the sample, the id and its first pixel.
         """
-        if int(ids.max(initial=0)) < len(self.table):
-            hard = self.table[ids]
-            known = not bool((hard == _UNKNOWN).any())
-        else:
-            known = False
-        if not known:
-            self._raise_unknown(ids, where)
+        if int(ids.max(initial=0)) >= len(self.table):
+            raise self._unknown(ids, where)
+        hard = self.table[ids]
+        if not self.whole and bool((hard == _UNKNOWN).any()):
+            raise self._unknown(ids, where)
         return hard
 
-    def _raise_unknown(self, ids: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> None:
+    def _unknown(self, ids: NDArray[np.uint8] | NDArray[np.uint16], where: str) -> SampleError:
         known = np.flatnonzero(self.table != _UNKNOWN)
         bad = ~np.isin(ids, known)
         y, x = (int(v) for v in np.argwhere(bad)[0])
-        raise SampleError(
+        return SampleError(
             f"{where}: unknown label id {int(ids[y, x])} at row {y}, column {x} ({int(bad.sum())} such pixels); "
             f"{self.dataset} defines {len(known)} ids from {known[0]} to {known[-1]}"
         )

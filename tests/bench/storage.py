@@ -25,7 +25,7 @@ from prep.datasets import load_reader
 from shards.codec import decode_soft, encode_hard, encode_soft
 from tests.bench.maps import U16, regions, street
 from tests.bench.timing import markdown
-from tests.real import find_data
+from tests.real import real_root
 
 SCALES = ("1/2", "1/4", "1/8")
 ADE_SIZE = (512, 683)
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--maps", type=int, default=100, help="procedural maps of each kind")
     number = range(parser.parse_args().maps)
     rows: list[list[str]] = []
-    data = find_data()
+    data = real_root()
     if data is not None:
         rows += measure("CamVid (real, 11 classes)", 11, camvid(data / "camvid"))
         full = data / "layouts" / "ade20k-full-3images"

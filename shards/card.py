@@ -14,7 +14,7 @@ import numpy as np
 def decode(npz, num_classes):
     """What np.load returns for a .soft.npz -> float32 [h, w, num_classes + 1]; the last plane is void."""
     base, whole = npz["base"], int(npz["denominator"])
-    plane = lambda ids: np.where(ids == np.iinfo(base.dtype).max, num_classes, ids).astype(int)
+    plane = lambda ids: np.where(ids == np.iinfo(base.dtype).max, num_classes, ids.astype(int))
     heavy = plane(base.ravel())
     cell = np.repeat(np.flatnonzero(np.unpackbits(npz["mixed"], count=base.size)), npz["extra"])
     out = np.zeros((base.size, num_classes + 1), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,19 @@ def image_facts(data: bytes, where: str | Path = "<memory>") -> ImageFacts:
     """Read the header only; raises FormatError for non-images and for more than MAX_PIXELS."""
     with _opened(data, where) as image:
         width, height = image.size
-        rotated = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        rotated = _orientation(image) not in (0, 1)
         suffix = SUFFIXES.get(image.format or "", (image.format or "unknown").lower())
         return ImageFacts(suffix, height, width, image.mode, rotated, getattr(image, "n_frames", 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 where there is none or it cannot be read; decodes no pixels (Pillow's getexif would)."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif"))
+        return int(exif.get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error):
+        return 1
 
 
 def image_suffix(data: bytes, where: str | Path = "<memory>") -> str:

@@ -1,1 +1,1 @@
-"""Tests of the package `shards`."""
+"""Tests of the shards package."""

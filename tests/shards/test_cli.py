@@ -1,0 +1,68 @@
+"""seg-shards from the outside: output, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+
+def seg_shards(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shards.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_ls(shard_set):
+    lines = seg_shards("ls", shard_set).stdout.splitlines()
+    assert len(lines) == 1 + 2 * 3
+    assert "5 samples" in lines[1]
+    keys = seg_shards("ls", shard_set, "--keys", "--split", "train").stdout.split()
+    assert keys == [f"city/train_{i:03d}" for i in range(5)]
+
+
+def test_cat_prints_and_saves(shard_set, tmp_path):
+    done = seg_shards("cat", shard_set, "--key", "city/train_003", "--scale", "1/2", "--save", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "soft.npz" in done.stdout
+    assert "pole" in done.stdout
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {f"city_train_003-{n}.png" for n in ("image", "label", "overlay", "entropy")}
+    with Image.open(tmp_path / "city_train_003-entropy.png") as picture:
+        assert picture.size == (24, 16)
+    assert seg_shards("cat", shard_set, "--key", "city/test_001").returncode == 0
+    assert "instances 1" in seg_shards("cat", shard_set, "--split", "train").stdout
+
+
+def test_verify_and_stats(shard_set, tmp_path):
+    done = seg_shards("verify", shard_set)
+    assert done.returncode == 0
+    assert "is sound" in done.stdout
+    assert seg_shards("verify", shard_set, "--quiet").stderr == ""
+    done = seg_shards("stats", shard_set, "--json", tmp_path / "s.json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "s.json").read_text())
+    pixels = figures["train 1"]["classes"]
+    assert pixels["pole"]["cells"] == 5 * 26
+    assert abs(figures["train 1/2"]["classes"]["pole"]["cells"] - 5 * 26 / 4) < 1e-6
+    assert figures["test 1"]["cells"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ls", "{empty}"), "no manifest.json found"),
+        (("verify", "{empty}"), "no manifest.json found"),
+        (("cat", "{set}", "--key", "nokey"), "'nokey' not found"),
+        (("cat", "{set}", "--scale", "1/8"), "scale 1/8 not found"),
+        (("stats", "{set}", "--split", "val"), "'val' not found"),
+        (("cat", "{set}", "--scale", "x"), "expected a ratio"),
+    ],
+)
+def test_user_errors_are_one_line(tar_set, tmp_path, arguments, says):
+    done = seg_shards(*(a.format(empty=tmp_path, set=tar_set) for a in arguments))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr

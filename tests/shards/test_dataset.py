@@ -1,0 +1,91 @@
+"""shards.open: random access by index and key, in both formats, in any process."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import shards
+from shards import FormatError, UserError, resize_image, soften
+from tests.shards.build import SCALES, pair
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_samples_are_what_was_written(shard_set, scale):
+    ds = shards.open(shard_set, split="train", scale=scale)
+    assert len(ds) == 5
+    assert ds.keys() == [f"city/train_{i:03d}" for i in range(5)]
+    assert sum(ds.groups) == 5
+    for i in (3, 0, -1):
+        sample = ds[i]
+        image, hard = pair(i % 5)
+        np.testing.assert_array_equal(sample.image, resize_image(image, scale, "box"))
+        if scale == "1":
+            np.testing.assert_array_equal(sample.hard, hard)
+            np.testing.assert_array_equal(sample.instances, hard == 1)
+            assert sample.soft is None
+        else:
+            assert sample.soft == soften(hard, scale)
+            assert sample.hard is None
+        assert sample.weak.tolist() == [0, 1]
+        assert ds[sample.key].meta == sample.meta
+
+
+def test_unlabelled_split(shard_set):
+    sample = shards.open(shard_set, split="test", scale="1/2")[2]
+    assert sample.hard is sample.soft is sample.weak is None
+
+
+def test_travels_to_other_processes(shard_set):
+    ds = shards.open(shard_set, split="train", scale="1/2")
+    ds[0]
+    copy = pickle.loads(pickle.dumps(ds))  # noqa: S301  # what a data loader does
+    assert copy[1].soft == ds[1].soft
+
+
+def test_what_is_not_there_is_named(shard_set):
+    ds = shards.open(shard_set, split="train", scale="1")
+    with pytest.raises(UserError, match="'nokey' not found"):
+        ds["nokey"]
+    with pytest.raises(IndexError):
+        ds[5]
+    with pytest.raises(UserError, match="holds test, train"):
+        shards.open(shard_set, split="val")
+    with pytest.raises(UserError, match="scale 1/8 not found"):
+        shards.open(shard_set, split="train", scale="1/8")
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+    from tests.shards.build import build
+
+    build(tmp_path)
+    tar = tmp_path / "train/1-2/train-1-2-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:900])
+    with pytest.raises(FormatError, match=r"train-1-2-00000\.tar"):
+        shards.open(tmp_path, split="train", scale="1/2")[0]
+    tar.with_suffix(".index.jsonl").unlink()
+    with pytest.raises(FormatError, match=r"00000\.index\.jsonl"):
+        shards.open(tmp_path, split="train", scale="1/2").keys()
+
+
+def test_a_broken_zarr_store_is_named(tmp_path):
+    from tests.shards.build import build
+
+    build(tmp_path, "zarr")
+    store = tmp_path / "train/1-2/train-1-2.zarr"
+    chunk = store / "soft.npz/data/c/0"
+    chunk.write_bytes(chunk.read_bytes()[:-50])
+    with pytest.raises(FormatError, match=r"train-1-2\.zarr"):
+        shards.open(tmp_path, split="train", scale="1/2")[0]
+    (store / "zarr.json").unlink()
+    with pytest.raises(FormatError, match="Zarr"):
+        shards.open(tmp_path, split="train", scale="1/2")[0]
+
+
+def test_no_torch_is_pulled_in():
+    code = "import shards, sys; assert not {'torch', 'faiss', 'timm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

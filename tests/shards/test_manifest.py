@@ -1,0 +1,102 @@
+"""The manifest: canonical, self-checking, closed to everything else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards import ClassTable, FormatError, SettingsError, UserError, load_manifest
+from shards.manifest import manifest_bytes, parse_manifest
+from tests.shards.build import CLASSES
+
+
+def test_reads_what_was_published(tar_set):
+    manifest = load_manifest(tar_set)
+    assert manifest.class_table == CLASSES
+    assert manifest.splits["train"].labelled
+    assert not manifest.splits["test"].labelled
+    assert manifest_bytes(manifest) == (tar_set / "manifest.json").read_bytes()
+
+
+@given(st.integers(0, 10**9), st.integers(0, 7))
+def test_every_flipped_bit_is_found(tar_set, place, bit):
+    data = bytearray((tar_set / "manifest.json").read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    with pytest.raises(FormatError):
+        parse_manifest(bytes(data), "m")
+
+
+@given(st.integers(0, 10**9))
+def test_every_truncation_is_found(tar_set, place):
+    data = (tar_set / "manifest.json").read_bytes()
+    with pytest.raises(FormatError):
+        parse_manifest(data[: place % len(data)], "m")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (["format_version"], 2, "format version 2 found; this release reads 1"),
+        (["format_version"], "1", "format_version"),
+        (["scales"], "1", "scales"),
+        (["splits", "train", "samples"], -1, "samples"),
+        (["splits", "train", "samples"], 5.0, "samples"),
+        (["splits", "train", "scales", "1", "shards", 0, "path"], "../x.tar", "leaves the folder"),
+        (["splits", "train", "scales", "1", "shards", 0, "path"], "/etc/passwd", "leaves the folder"),
+        (["splits", "train", "scales", "1", "shards", 0, "path"], "a\\b", "leaves the folder"),
+        (["splits", "train", "scales", "1", "shards", 0, "sha256"], "00", "sha256"),
+        (["splits", "train", "samples"], 4, "own digest"),
+        (["title"], "Another", "own digest"),
+        (["extra"], 1, "extra"),
+        (["classes", "names", 0], "car", "found twice"),
+        (["filter"], "cubic", "cubic"),
+        (["void"], 255, "void"),
+    ],
+)
+def test_wrong_values_are_named(tar_set, path, value, says):
+    raw = json.loads((tar_set / "manifest.json").read_bytes())
+    place = raw
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    data = json.dumps(raw, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
+    with pytest.raises(FormatError, match=says):
+        parse_manifest(data, "m")
+
+
+def test_counts_must_add_up(tar_set):
+    from shards.manifest import seal
+
+    manifest = load_manifest(tar_set)
+    split = manifest.splits["train"].model_copy(update={"samples": 4})
+    wrong = seal(manifest.model_copy(update={"splits": {**manifest.splits, "train": split}}))
+    with pytest.raises(FormatError, match="add up"):
+        parse_manifest(manifest_bytes(wrong), "m")
+
+
+def test_no_manifest_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="build it with seg-prep"):
+        load_manifest(tmp_path)
+    (tmp_path / ".build").mkdir()
+    with pytest.raises(UserError, match="not finished"):
+        load_manifest(tmp_path)
+
+
+def test_class_tables():
+    table = ClassTable.make([f"c{i}" for i in range(300)])
+    assert ClassTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert len(set(table.colours)) == 300
+    assert table.digest != ClassTable.make([f"c{i}" for i in range(299)]).digest
+    for names in ([], ["a", "a"], ["a", ""]):
+        with pytest.raises(SettingsError):
+            ClassTable.make(names)
+    with pytest.raises(SettingsError, match="differ in length"):
+        ClassTable.make(["a", "b"], colours=[(0, 0, 0)])
+    with pytest.raises(SettingsError, match="0 to 255"):
+        ClassTable.make(["a"], colours=[(0, 0, 256)])
+    for broken in ({}, {**table.to_dict(), "wnids": [1] * 300}, {**table.to_dict(), "colours": [[1, 2]] * 300}):
+        with pytest.raises(SettingsError):
+            ClassTable.from_dict(broken)

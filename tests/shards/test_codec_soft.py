@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 
@@ -87,10 +88,8 @@ def test_damage_is_an_error_or_harmless(place, cut):
         data = data[: place % len(data)]
     else:
         data[place % len(data)] ^= 1 + place % 255
-    try:
+    with contextlib.suppress(FormatError):
         assert decode_soft(bytes(data)) == SOFT
-    except FormatError:
-        pass
 
 
 def test_a_bomb_is_refused_before_it_is_read():

@@ -39,7 +39,7 @@ def test_bilinear_and_triangle_stay_within_one_part_in_255_of_torch(hard, scale,
     assume(soft.shape != (1, 1))  # see the oracle
     error = np.abs(shares(soft, C) - resized(hard, C, soft.shape, filter)).max()
     assert error <= 1 / 255
-    ids, weights = soft.topk(soft.max_classes)
+    _ids, weights = soft.topk(soft.max_classes)
     assert (weights.astype(np.int64).sum(0) == soft.denominator).all()
 
 

@@ -90,7 +90,7 @@ def _header_starts(entry):
 
 @pytest.mark.parametrize("keep", [0, 100, 512, 700, 1024, 2048, -1, -512, -1024])
 def test_truncation_is_found(tmp_path, keep):
-    data, entries = shard({"a": {"jpg": b"x" * 600, "json": b"{}"}})
+    data, _entries = shard({"a": {"jpg": b"x" * 600, "json": b"{}"}})
     path = tmp_path / "a.tar"
     path.write_bytes(data[:keep])
     with pytest.raises(FormatError, match=r"a\.tar"):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards.errors import SettingsError, UserError
+from tests.real import real_data
 from train.config import Model
 from train.models import SegmentationModel, build_model
 
@@ -41,9 +42,7 @@ def test_logits_lie_on_the_grid_of_any_input_and_every_parameter_learns(config: 
     logits = model.train()(images(64, 40))
     assert logits.shape == (2, 5, 64, 40)
     logits.square().mean().backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None]
-    assert not [n for n in without if n.startswith("decoder")]
-    assert len(without) < len(list(model.parameters())) / 4  # some of timm's encoders keep a last stage that is unused
+    assert not [n for n, p in model.named_parameters() if p.grad is None]  # DistributedDataParallel would wait for it
     ids = {id(p) for p in model.encoder_parameters()} | {id(p) for p in model.decoder_parameters()}
     assert ids == {id(p) for p in model.parameters()}
 
@@ -148,8 +147,6 @@ def test_features_equal_plain_timms_with_the_same_weights(arch: str, weights: Pa
     model = build_model(config, 5).eval()
     classifier = timm.create_model("mobilenetv3_small_050", features_only=True)
     whole = timm.create_model("mobilenetv3_small_050")
-    from safetensors.torch import load_file
-
     whole.load_state_dict(load_file(weights), strict=True)
     classifier.load_state_dict({k: v for k, v in whole.state_dict().items() if k in classifier.state_dict()})
     inputs = model.normalise(images(64, 64))
@@ -186,8 +183,6 @@ def test_weights_load_where_timm_flattens_names(encoder: str, tmp_path: Path) ->
     ],
 )
 def test_weights_that_do_not_fit_name_the_first_keys(spoil: object, said: str, weights: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     tensors = load_file(weights)
     assert callable(spoil)
     spoil(tensors)
@@ -206,10 +201,6 @@ def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_real_efficientnet_lite_weights_give_plain_timms_features() -> None:
-    from safetensors.torch import load_file
-
-    from tests.real import real_data
-
     path = next(real_data("weights").glob("efficientnet_lite0*.safetensors"))
     config = Model(encoder="tf_efficientnet_lite0", weights=str(path), decoder_channels=8)
     model = build_model(config, 5).eval()

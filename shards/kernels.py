@@ -78,6 +78,45 @@ def find_mixed(hard: Any, k: int, base: Any, cells: Any) -> int:
 
 
 @_jit
+def find_mixed_pairs(words: Any, base: Any, cells: Any) -> int:
+    """``find_mixed`` for k = 2 on little-endian words of four pixels, uint64 [H, W / 4]: two cells at a time."""
+    h, w = base.shape
+    low, high = np.uint64(0x0000FFFF0000FFFF), np.uint64(16)
+    mixed = 0
+    for i in range(h):
+        for j in range(w // 2):
+            top = words[2 * i, j]
+            odd = (top ^ words[2 * i + 1, j]) | ((top ^ (top >> high)) & low)
+            base[i, 2 * j] = top & np.uint64(0xFFFF)
+            base[i, 2 * j + 1] = (top >> np.uint64(32)) & np.uint64(0xFFFF)
+            if odd:
+                if odd & np.uint64(0xFFFFFFFF):
+                    cells[mixed] = i * w + 2 * j
+                    mixed += 1
+                if odd >> np.uint64(32):
+                    cells[mixed] = i * w + 2 * j + 1
+                    mixed += 1
+    return mixed
+
+
+@_jit
+def find_mixed_fours(words: Any, base: Any, cells: Any) -> int:
+    """``find_mixed`` for k = 4 on words of four pixels, uint64 [H, W / 4]: a word is a cell's row."""
+    h, w = base.shape
+    mixed = 0
+    for i in range(h):
+        a, b, c, d = words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]
+        for j in range(w):
+            first = a[j] & np.uint64(0xFFFF)
+            even = first * np.uint64(0x0001000100010001)
+            base[i, j] = first
+            if (a[j] ^ even) | (a[j] ^ b[j]) | (a[j] ^ c[j]) | (a[j] ^ d[j]):
+                cells[mixed] = i * w + j
+                mixed += 1
+    return mixed
+
+
+@_jit
 def count_cells(hard: Any, k: int, w: int, cells: Any, starts: Any, ids: Any, weights: Any) -> int:
     """Count the classes of each listed k x k cell; returns how many cells stay mixed (all-void partial ones do not).
 
@@ -90,9 +129,14 @@ def count_cells(hard: Any, k: int, w: int, cells: Any, starts: Any, ids: Any, we
         y0, x0 = cells[m] // w * k, cells[m] % w * k
         y1, x1 = min(y0 + k, height), min(x0 + k, width)
         used = 0
+        id, run = hard[y0, x0], 0  # neighbours mostly agree: entries are looked up once a run
         for y in range(y0, y1):
             for x in range(x0, x1):
-                used = _put(ids, weights, end, used, hard[y, x], 1)
+                if hard[y, x] != id:
+                    used = _put(ids, weights, end, used, id, run)
+                    id, run = hard[y, x], 0
+                run += 1
+        used = _put(ids, weights, end, used, id, run)
         lacking = k * k - (y1 - y0) * (x1 - x0)
         if lacking:
             used = _put(ids, weights, end, used, IGNORE, lacking)

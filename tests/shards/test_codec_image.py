@@ -73,7 +73,7 @@ def test_truncated_and_foreign_files_are_format_errors():
     for format in ("JPEG", "PNG", "WEBP"):
         data = saved(Image.fromarray(RGB), format)
         for bad in (data[: len(data) // 2], b"", b"not an image at all", data[:12]):
-            with pytest.raises(FormatError, match="^here"):
+            with pytest.raises(FormatError, match=r"^here"):
                 decode_image(bad, "here")
     with pytest.raises(FormatError, match="8 bits"):
         decode_image(saved(Image.fromarray(RGB[..., 0].astype(np.uint16) * 200), "PNG"))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shards import IGNORE, Scale, SettingsError, SoftLabel, resize_pair, soften, soften_to
+from shards import IGNORE, Scale, SettingsError, SoftLabel, kernels, resize_pair, soften, soften_to
+from shards.soften import _find_mixed
 from tests.shards.oracles import box_with_void_border, resized, shares
 from tests.shards.strategies import hard_labels
 
@@ -132,3 +133,17 @@ def test_scales_parse_and_sort():
     for wrong in ("", "1,1", "a", "-1", "1/0", "0", "1/256", "17", "1/2,2/4"):
         with pytest.raises(SettingsError):
             Scale.parse_many(wrong)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4]), st.integers(1, 6), st.integers(1, 6))
+def test_word_kernels_find_what_the_plain_kernel_finds(seed, k, h, w):
+    random = np.random.default_rng(seed)
+    hard = np.kron(random.integers(0, 3, (h * k, w)), np.ones((1, 4), int)).astype(np.uint16) * np.uint16(30_000)
+    flips = random.random(hard.shape) < 0.05
+    hard[flips] = 65535
+    found = []
+    for find in (_find_mixed, kernels.find_mixed):
+        base, cells = np.zeros((h, hard.shape[1] // k), np.uint16), np.zeros(hard.size, np.int32)
+        count = find(hard, k, base, cells)
+        found.append((base.tolist(), cells[:count].tolist()))
+    assert found[0] == found[1]

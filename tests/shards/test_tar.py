@@ -130,5 +130,5 @@ def test_reading_checks_the_header_against_the_index(tmp_path):
     ],
 )
 def test_index_lines_are_checked(line):
-    with pytest.raises(FormatError, match="^i: "):
+    with pytest.raises(FormatError, match=r"^i: "):
         decode_index(line, "i")

@@ -30,8 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## make street scenes, shard them, train on them, print the scores
 	$(BIN)/python -m prep.scenes $(DEMO_RAW)
 	$(BIN)/seg-prep demo --root $(DEMO_RAW) --out $(DEMO_SHARDS) --scales 1,1/2,1/4 --workers 2
-	@if [ -e $(DEMO_RUN)/summary.json ]; then echo "$(DEMO_RUN) is trained: remove the folder to train again"; \
-	else $(BIN)/seg-train --shards $(DEMO_SHARDS) --recipe demo --out $(DEMO_RUN) $$(test -d $(DEMO_RUN) && echo --resume); fi
+	$(BIN)/seg-train --shards $(DEMO_SHARDS) --recipe demo --out $(DEMO_RUN) $$(test -e $(DEMO_RUN)/run.json && echo --resume)
 	$(BIN)/seg-eval --run $(DEMO_RUN) --shards $(DEMO_SHARDS) --split val --report $(DEMO_RUN)/report
 
 ifneq ($(filter shards,$(MAKECMDGOALS)),)

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from train.optim import build_optimizer, clip_gradients, learning_rate, set_lr
 from train.report import per_cent
 from train.run import Run, versions
 from train.runlog import RunLog
-from train.stream import Stream, batches, received
+from train.stream import Feed, Stream, batches
 
 
 class DivergedError(UserError):
@@ -156,10 +155,11 @@ class Trainer:
             RunLog(self.setup.folder, self.step, self.world.first) as log,
             Progress(loop.steps, "steps", self.quiet or not self.world.first, self.step) as progress,
             self._signals(),
+            batches(self.stream, self.world, self.step) as source,
         ):
             wrapped = self.world.wrap(self.model)
             self.model.train()
-            timed = Timed(iter(batches(self.stream, self.world, self.step)))
+            timed = Timed(source)
             while self.step < loop.steps:
                 done = self._saved_on_error(wrapped, timed)
                 losses = [*losses[-19:], done.loss] if done.loss is not None else losses
@@ -304,14 +304,14 @@ class Trainer:
 class Timed:
     """The batches of a loader, with a clock on how long the loop waited for them."""
 
-    def __init__(self, source: Iterator[Any]) -> None:
+    def __init__(self, source: Feed) -> None:
         self.source, self.waited, self.began = source, 0.0, time.perf_counter()
         self.last: Batch | None = None
 
     def next(self) -> Batch:
         """The next batch; an error of a data worker is raised here."""
         before = time.perf_counter()
-        batch = received(next(self.source))
+        batch = next(self.source)
         self.waited += time.perf_counter() - before
         return batch
 

@@ -1,6 +1,8 @@
 """Label maps and overlays of plain image files.
 
     seg-predict --run runs/demo --out pictures street.jpg another.png
+
+A bad image costs one line; the others are done.
 """
 
 from __future__ import annotations

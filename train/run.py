@@ -3,6 +3,8 @@
     runs/demo/run.json        resolved recipe, shard sets with their digests, class table, seed, versions
     runs/demo/checkpoint.pt   the last checkpoint (train/checkpoint.py)
     runs/demo/log.jsonl       one line a step; tensorboard/ beside it (train/runlog.py)
+
+A run is opened by its folder alone; nothing in it is trusted before it is checked.
 """
 
 from __future__ import annotations

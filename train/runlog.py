@@ -2,6 +2,8 @@
 
     runs/demo/log.jsonl       {"step": 1, "epoch": 0.02, "loss": 2.31, "lr": 0.01, "grad_norm": 4.2, ...}
     runs/demo/tensorboard/    tensorboard --logdir runs/demo
+
+A resumed run goes on in the same files.
 """
 
 from __future__ import annotations

@@ -10,11 +10,14 @@ short batch.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -164,7 +167,7 @@ class Positions(Sampler[list[int]]):
 
     def __init__(self, recipe: Recipe, world: World, start: int = 0) -> None:
         loop = recipe.loop
-        self.batch, self.parts, self.rank, self.start, self.steps = loop.batch, loop.accumulate, world.rank, start, 0
+        self.batch, self.parts, self.rank, self.start = loop.batch, loop.accumulate, world.rank, start
         self.steps = loop.steps
         if loop.batch % (world.size * loop.accumulate):
             raise SettingsError(
@@ -183,26 +186,50 @@ class Positions(Sampler[list[int]]):
                 yield list(range(first + part * self.size, first + (part + 1) * self.size))
 
 
-def batches(stream: Stream, world: World, start: int = 0) -> DataLoader[Any]:
-    """This rank's micro-batches from step `start` to the recipe's last: an iterable of `Batch | Failure`."""
-    workers = min(stream.recipe.data.workers, len(os.sched_getaffinity(0)))
-    return DataLoader(
+@contextmanager
+def batches(stream: Stream, world: World, start: int = 0) -> Iterator[Feed]:
+    """This rank's micro-batches from step `start` to the recipe's last; data workers end with the context."""
+    workers = min(stream.recipe.data.workers, _cores())
+    leaving = multiprocessing.RawValue("b", 0)
+    loader = DataLoader(
         stream,
         batch_sampler=Positions(stream.recipe, world, start),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=world.device.type == "cuda",
-        worker_init_fn=partial(_start_worker),
+        worker_init_fn=partial(_start_worker, leaving),
         generator=torch.Generator(),  # its own, so that the loader draws nothing from the run's randomness
         prefetch_factor=4 if workers else None,
     )
+    feed = Feed(iter(loader))
+    del loader
+    try:
+        yield feed
+    finally:
+        leaving.value = 1
+        feed.close()
 
 
-def received(batch: Batch | Failure) -> Batch:
-    """The batch, or the error that a data worker met, raised."""
-    if isinstance(batch, Failure):
-        raise batch.error
-    return batch
+class Feed:
+    """An iterator over batches that raises what a data worker met, and whose workers can be ended at will."""
+
+    def __init__(self, source: Iterator[Batch | Failure]) -> None:
+        self._source: Iterator[Batch | Failure] | None = source
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._source is None:
+            raise StopIteration
+        batch = next(self._source)
+        if isinstance(batch, Failure):
+            raise batch.error
+        return batch
+
+    def close(self) -> None:
+        """Let go of the loader, whatever else (a traceback, say) holds this object: its workers end now."""
+        self._source = None
 
 
 def _collate(items: Sequence[Item | Failure]) -> Batch | Failure:
@@ -217,9 +244,21 @@ def _collate(items: Sequence[Item | Failure]) -> Batch | Failure:
         return Failure(error)
 
 
-def _start_worker(worker: int) -> None:
-    """One thread a worker. Signals to the whole process group are the loop's to answer, which then ends its workers."""
+def _start_worker(leaving: Any, worker: int) -> None:
+    """One thread a worker. A signal to all processes of a run is the loop's to answer: it finishes its step, with data
+    if need be, and ends its workers then."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if leaving.value:
+            os._exit(0)
+        signal.alarm(GRACE_SECONDS)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    signal.signal(signal.SIGTERM, end)
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

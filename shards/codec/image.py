@@ -89,7 +89,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 where there is none or it cannot be read; decodes no pixels (Pillow's getexif would)."""
     exif = Image.Exif()
     try:
-        exif.load(image.info.get("exif"))
+        exif.load(image.info.get("exif", b""))
         return int(exif.get(_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, OSError, struct.error):
         return 1

@@ -57,7 +57,14 @@ def _shard_options(command: F) -> F:
         click.option(
             "--shard-size", type=float, default=256, show_default=True, metavar="MB", help="Most MB in a shard."
         ),
-        click.option("--format", "format_", type=click.Choice(FORMATS), default="webdataset", show_default=True),
+        click.option(
+            "--format",
+            "format_",
+            type=click.Choice(FORMATS),
+            default="webdataset",
+            show_default=True,
+            help="Tar shards, or one Zarr v3 store a split and scale.",
+        ),
         click.option(
             "--filter",
             "filter_",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +27,7 @@ from shards.soften import soften
 from shards.tar import check_key, sample_blocks
 
 MAX_FILE_BYTES = 1 << 30
+_EXACT = 1 << 24  # OpenCV counts in float32, which is exact up to here
 FULL = Scale.parse("1")
 
 
@@ -184,7 +186,13 @@ def _meta(job: Job, split: str, sample: RawSample, source: SourceImage, scale: S
 
 
 def _count_pixels(hard: UInt16 | None, classes: int) -> dict[int, int]:
+    """{class index: pixels}, void under IGNORE."""
     if hard is None:
         return {}
-    counts = np.bincount(np.minimum(hard, classes).ravel())  # void shares the bin after the last class
-    return {int(i) if i < classes else IGNORE: int(counts[i]) for i in np.flatnonzero(counts)}
+    counts = np.zeros(classes, np.int64)
+    rows = max(1, _EXACT // hard.shape[1])
+    for y in range(0, hard.shape[0], rows):
+        counts += cv2.calcHist([hard[y : y + rows]], [0], None, [classes], [0, classes]).ravel().astype(np.int64)
+    found = {int(index): int(counts[index]) for index in np.flatnonzero(counts)}
+    void = hard.size - int(counts.sum())
+    return found | {IGNORE: void} if void else found

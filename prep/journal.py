@@ -28,8 +28,12 @@ class Journal:
     def create(cls, path: Path, head: Mapping[str, Any]) -> Journal:
         """Start a new journal at `path`; the head is on disk when this returns."""
         journal = cls(FileIO(path, "w"))
-        journal.append({"version": VERSION, **head})
-        journal.sync()
+        try:
+            journal.append({"version": VERSION, **head})
+            journal.sync()
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     @classmethod

@@ -30,7 +30,7 @@ class CamVid:
     """Reader of both releases."""
 
     name = "camvid"
-    title = "CamVid (11 classes)"
+    title = "CamVid, 11 classes"
     layout = """\
 the SegNet release:
   ROOT/{train,val,test}.txt      two columns: image and label, with any prefix (/SegNet/CamVid/train/x.png)
@@ -67,7 +67,7 @@ or the original release:
             yield from _all_of_original(root)
             return
         path = root / f"{split}.txt"
-        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
         found = [_from_line(root, line, path.name) for line in lines if line]
         if not any(sample.problem is None and sample.image.is_file() for sample in found):
             first = " ".join(next((line for line in lines if line), ["nothing"]))

@@ -42,7 +42,7 @@ class Cityscapes:
     """Reader of the official folder layout."""
 
     name = "cityscapes"
-    title = "Cityscapes (fine annotations, 19 classes)"
+    title = "Cityscapes, fine annotations, 19 classes"
     layout = """\
 ROOT/leftImg8bit/{train,val,test}/<city>/<city>_<seq>_<frame>_leftImg8bit.png
 ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_labelIds.png
@@ -114,7 +114,8 @@ ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png   (op
         ids = decode_indices(data, where)
         if ids.shape != hard.shape:
             raise SampleError(
-                f"{where}: instance map is {ids.shape[1]}x{ids.shape[0]}, label is {hard.shape[1]}x{hard.shape[0]}"
+                f"{where}: instance map is {ids.shape[1]}x{ids.shape[0]} pixels, its label is "
+                f"{hard.shape[1]}x{hard.shape[0]}"
             )
         # Instances of classes outside the evaluation (caravan, trailer) lie on void and are no instances here.
         ids = np.where((ids >= _FIRST_INSTANCE_ID) & (hard != IGNORE), ids, 0).astype(np.uint16)

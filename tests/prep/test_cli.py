@@ -1,0 +1,132 @@
+"""seg-prep: options, help, and one line with exit code 2 for everything that cannot be done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import shards
+from prep.cli import command
+from prep.datasets import dataset_names, load_reader
+from prep.settings import Settings
+from shards.errors import SettingsError
+from shards.manifest import load_manifest
+from tests.fakes import fake_camvid, fake_cityscapes
+from tests.prep.builds import SegPrep
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return fake_camvid(tmp_path / "cv", {"train": 3, "val": 4})
+
+
+def test_a_build_from_the_command_line(root: Path, tmp_path: Path, seg_prep: SegPrep) -> None:
+    code, out, _ = seg_prep(
+        "camvid", "--root", root, "--out", tmp_path / "o", "--split", "val", "--scales", "1,1/4", "--workers", 1,
+        "--filter", "triangle", "--format", "zarr", "--shard-size", 0.5, "--image-format", "jpeg:90", "--limit", 3,
+        "--max-bad", 2,
+    )  # fmt: skip
+    assert code == 0
+    assert "val 3 samples" in out
+    manifest = load_manifest(tmp_path / "o")
+    assert manifest.settings.items() >= {
+        "splits": ["val"], "scales": ["1", "1/4"], "filter": "triangle", "format": "zarr", "shard_size_mb": 0.5,
+        "image_format": "jpeg:90", "limit": 3,
+    }.items()  # fmt: skip
+    assert set(shards.open(tmp_path / "o", split="val", scale="1/4").members(0)) == {"jpg", "soft.npz", "json"}
+
+
+def test_quiet_prints_nothing(root: Path, tmp_path: Path, seg_prep: SegPrep) -> None:
+    assert seg_prep("camvid", "--root", root, "--out", tmp_path / "o", "--quiet", "--workers", 1) == (0, "", "")
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(root: Path, tmp_path: Path, seg_prep: SegPrep) -> None:
+    code, out, _ = seg_prep("camvid", "--root", root, "--out", tmp_path / "o", "--dry-run", "--scales", "1,1/2")
+    assert code == 0
+    for part in ("split train: 3 samples, labelled", "split val: 4", "classes: 11", "1, 1/2 (filter box)", "estimated"):
+        assert part in out
+    assert not (tmp_path / "o").exists()
+
+
+def test_list_shows_layout_classes_source_and_terms_of_each_dataset() -> None:
+    text = CliRunner().invoke(command, ["--list"]).output
+    for name in dataset_names():
+        reader = load_reader(name)
+        assert f"{name}: {reader.title}" in text
+        for part in (reader.layout.splitlines()[0], f"classes: {len(reader.classes)}", reader.source, reader.terms):
+            assert part in text
+
+
+def test_help_has_an_example_and_every_option_says_what_it_does() -> None:
+    text = CliRunner().invoke(command, ["--help"]).output
+    assert "Example:" in text
+    names = "root out split scales filter format workers shard-size image-format limit max-bad dry-run fresh list quiet"
+    for option in names.split():
+        assert f"--{option}" in text
+    assert all(getattr(option, "help", None) for option in command.params if option.name != "dataset")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["camvid", "--root", "{tmp}/nowhere"], "nowhere does not exist: expected the folder of CamVid"),
+        (["camvid", "--root", "{root}/val.txt"], "val.txt is not a folder"),
+        (["camvid", "--root", "{tmp}/empty"], "neither train.txt"),
+        (["cityscapes", "--root", "{root}"], "leftImg8bit/ not found under"),
+        (["camvit", "--root", "{root}"], "did you mean 'camvid'?"),
+        (["nosuchset", "--root", "{root}"], "expected one of camvid, cityscapes"),
+        (["camvid", "--root", "{root}", "--split", "nosplit"], "split 'nosplit' not found"),
+        (["camvid", "--root", "{root}", "--scales", "1/0"], "1/0"),
+        (["camvid", "--root", "{root}", "--scales", "1/2,1/2"], "distinct"),
+        (["camvid", "--root", "{root}", "--scales", ""], "scales"),
+        (["camvid", "--root", "{root}", "--scales", "2/3"], "filter box"),
+        (["camvid", "--root", "{root}", "--filter", "cubic"], "cubic"),
+        (["camvid", "--root", "{root}", "--format", "lmdb"], "lmdb"),
+        (["camvid", "--root", "{root}", "--image-format", "jpeg:101"], "jpeg:101"),
+        (["camvid", "--root", "{root}", "--limit", "0"], "limit 0 found"),
+        (["camvid", "--root", "{root}", "--shard-size", "0"], "shard size of 0 MB"),
+        (["camvid", "--root", "{root}", "--shard-size", "nan"], "shard size of nan MB"),
+        (["camvid", "--root", "{root}", "--workers", "0"], "workers"),
+        (["camvid", "--root", "{root}", "--nonsense"], "nonsense"),
+        (["camvid"], "--root and --out are needed"),
+        ([], "DATASET, --root and --out are needed"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    root: Path, tmp_path: Path, seg_prep: SegPrep, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    filled = [argument.format(root=root, tmp=tmp_path) for argument in arguments]
+    assert message in seg_prep.refused(*filled, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_other_settings_exit_with_2(root: Path, tmp_path: Path, seg_prep: SegPrep) -> None:
+    arguments = ("camvid", "--root", root, "--out", tmp_path / "o", "--workers", 1)
+    assert seg_prep(*arguments)[0] == 0
+    assert "scales 1,1/2,1/4,1/8 -> 1/2" in seg_prep.refused(*arguments, "--scales", "1/2")
+    assert seg_prep(*arguments, "--scales", "1/2", "--fresh")[0] == 0
+    assert load_manifest(tmp_path / "o").scales == ["1/2"]
+
+
+def test_splits_keep_the_datasets_order_however_they_are_asked_for(tmp_path: Path, seg_prep: SegPrep) -> None:
+    root = fake_cityscapes(tmp_path / "cs")
+    for out, splits in (("a", ("val", "train", "val")), ("b", ("train", "val"))):
+        options = [part for split in splits for part in ("--split", split)]
+        assert seg_prep("cityscapes", "--root", root, "--out", tmp_path / out, *options, "--workers", 1)[0] == 0
+    assert load_manifest(tmp_path / "a").digest == load_manifest(tmp_path / "b").digest
+
+
+def test_settings_check_themselves(tmp_path: Path) -> None:
+    for options in ({"filter": "cubic"}, {"format": "lmdb"}, {"shard_size": 0}, {"limit": 0}):
+        with pytest.raises(SettingsError, match="expected"):
+            Settings("camvid", tmp_path, **options)
+
+
+def test_importing_prep_brings_no_torch() -> None:
+    code = "import prep.cli, prep.worker, sys; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,122 @@
+"""Each kind of bad sample is quarantined with a reason; the build goes on and says so."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shards
+from prep import encode
+from shards.errors import UserError
+from shards.verify import verify
+from tests.fakes import fake_camvid, save
+from tests.prep.builds import SegPrep, quarantine, run_build, tree
+
+
+def bomb(path: Path) -> None:
+    head = b"IHDR" + struct.pack(">IIBBBBB", 70_000, 70_000, 8, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + bytes(4) + b"IDAT"
+    )
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "truncated image": ("val", cut, "truncated or damaged"),
+    "empty image": ("val", lambda path: path.write_bytes(b""), "empty file (0 bytes)"),
+    "not an image": ("val", lambda path: path.write_bytes(b"hello"), "not an image file (5 bytes)"),
+    "bomb": ("val", bomb, "70000x70000 pixels are more than the cap"),
+    "missing image": ("val", Path.unlink, "missing file"),
+    "folder for a file": ("val", lambda path: (path.unlink(), path.mkdir()), "unreadable file: Is a directory"),
+    "missing label": ("valannot", Path.unlink, "missing file"),
+    "truncated label": ("valannot", cut, "truncated or damaged"),
+    "empty label": ("valannot", lambda path: path.write_bytes(b""), "empty file (0 bytes)"),
+    "label bomb": ("valannot", bomb, "70000x70000 pixels are more than the cap"),
+    "size mismatch": (
+        "valannot",
+        lambda path: save(np.zeros((50, 60), np.uint8), path),
+        "label is 60x50 pixels, its image is 64x48",
+    ),
+    "unknown id": ("valannot", lambda path: save(np.full((48, 64), 77, np.uint8), path), "unknown label id 77"),
+    "colour label": ("valannot", lambda path: save(np.zeros((48, 64, 3), np.uint8), path), "is a colour image"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_sample_is_named_and_the_build_goes_on(case: str, tmp_path: Path) -> None:
+    folder, damage, reason = CASES[case]
+    root = fake_camvid(tmp_path / "cv", {"val": 6})
+    path = sorted((root / folder).iterdir())[2]
+    damage(path)
+    run_build("camvid", root, tmp_path / "out")
+    (bad,) = quarantine(tmp_path / "out")
+    assert set(bad) == {"key", "split", "source", "reason"}
+    assert bad["key"] == path.stem
+    assert bad["source"] == f"val/{path.stem}.png"
+    assert bad["reason"].startswith(f"{folder}/{path.name}: ")
+    assert reason in bad["reason"]
+    assert path.stem not in set(shards.open(tmp_path / "out", split="val", scale="1").keys())
+    assert len(shards.open(tmp_path / "out", split="val", scale="1/2")) == 5
+    assert not list(verify(tmp_path / "out"))
+
+
+def test_an_absurdly_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 3})
+    path = min((root / "val").iterdir())
+    path.write_bytes(bytes(200_000))
+    monkeypatch.setattr(encode, "MAX_FILE_BYTES", 100_000)
+    run_build("camvid", root, tmp_path / "out")
+    assert "200000 bytes is more than the cap" in quarantine(tmp_path / "out")[0]["reason"]
+
+
+def test_quarantine_is_in_sample_order_whatever_the_workers(tmp_path: Path) -> None:
+    root = fake_camvid(tmp_path / "cv", {"train": 10, "val": 10})
+    for folder in ("train", "val"):
+        for path in sorted((root / folder).iterdir())[::3]:
+            path.write_bytes(b"")
+    run_build("camvid", root, tmp_path / "one", workers=1)
+    run_build("camvid", root, tmp_path / "two", workers=2)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    keys = [bad["key"] for bad in quarantine(tmp_path / "one")]
+    assert len(keys) == 8
+    assert keys == sorted(keys[:4]) + sorted(keys[4:])
+
+
+def test_max_bad_decides_the_exit_code_and_the_rest_is_published(tmp_path: Path, seg_prep: SegPrep) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 8})
+    for path in sorted((root / "val").iterdir())[:2]:
+        path.write_bytes(b"")
+    arguments = ("camvid", "--root", root, "--scales", "1/2", "--workers", 1)
+    for limit, code in ((2, 0), (1, 1), (0, 1)):
+        found, _, err = seg_prep(*arguments, "--out", tmp_path / str(limit), "--max-bad", limit, "--quiet")
+        assert found == code
+        assert "2 samples quarantined" in err
+        assert str(tmp_path / str(limit) / "quarantine.jsonl") in err
+        assert len(shards.open(tmp_path / str(limit), split="val", scale="1/2")) == 6
+    assert seg_prep(*arguments, "--out", tmp_path / "default")[0] == 1
+
+
+def test_many_bad_samples_are_summed_up(tmp_path: Path, seg_prep: SegPrep) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 20}, size=(16, 16))
+    for path in sorted((root / "val").iterdir())[:15]:
+        path.write_bytes(b"")
+    _, _, err = seg_prep("camvid", "--root", root, "--out", tmp_path / "out", "--scales", "1", "--workers", 1)
+    assert "... and 5 more" in err
+    assert "15 samples quarantined, more than --max-bad 0" in err
+
+
+def test_a_split_without_any_good_sample_is_refused(tmp_path: Path) -> None:
+    root = fake_camvid(tmp_path / "cv", {"train": 2, "val": 2})
+    for path in (root / "val").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"split 'val' has no usable sample: all 2 are bad.*empty file.*--split"):
+        run_build("camvid", root, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -30,7 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## make street scenes, shard them, train on them, print the scores
 	$(BIN)/python -m prep.scenes $(DEMO_RAW)
 	$(BIN)/seg-prep demo --root $(DEMO_RAW) --out $(DEMO_SHARDS) --scales 1,1/2,1/4 --workers 2
-	$(BIN)/seg-train --shards $(DEMO_SHARDS) --recipe demo --out $(DEMO_RUN) $$(test -e $(DEMO_RUN)/run.json && echo --resume)
+	@if tail -n 1 $(DEMO_RUN)/log.jsonl 2>/dev/null | grep -q '"finished": true'; \
+	then echo "$(DEMO_RUN) is trained; nothing to do"; \
+	else $(BIN)/seg-train --shards $(DEMO_SHARDS) --recipe demo --out $(DEMO_RUN) $$(test -e $(DEMO_RUN)/run.json && echo --resume); fi
 	$(BIN)/seg-eval --run $(DEMO_RUN) --shards $(DEMO_SHARDS) --split val --report $(DEMO_RUN)/report
 
 ifneq ($(filter shards,$(MAKECMDGOALS)),)

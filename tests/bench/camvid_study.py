@@ -259,8 +259,13 @@ def run_all(study: Study, cases: Sequence[Case], jobs: int) -> list[str]:
             failed.append(case.folder)
             print(f"FAILED {case.folder} (exit {error.returncode}): see {study.out / case.folder}.log", flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         list(pool.map(one, cases))
+    except KeyboardInterrupt:  # the runs got it as well: they save and end
+        pool.shutdown(cancel_futures=True)
+        raise SystemExit("stopped; run the same command again to go on") from None
+    pool.shutdown()
     return failed
 
 

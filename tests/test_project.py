@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -172,3 +173,26 @@ def test_make_targets_named_like_folders_are_phony() -> None:
     assert targets <= phony
     described = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
     assert targets == described, "a target without a line in `make help`"
+
+
+def test_make_shards_says_what_is_missing() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    done = subprocess.run(["make", "shards", "DATASET=camvid"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "make shards DATASET=cityscapes ROOT=" in done.stderr
+
+
+def test_make_refuses_an_old_python(tmp_path: Path) -> None:
+    """One line that says what was found and what to do, before anything is installed."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo "Python 3.9.1" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    command = ["make", "install", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Python 3.9.1, expected 3.11 or newer" in done.stderr
+    assert not (tmp_path / "venv").exists()

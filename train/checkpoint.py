@@ -76,7 +76,9 @@ def load(path: Path) -> Checkpoint:
         raise FormatError(path, "no checkpoint here; expected the folder of a run that seg-train has saved")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except pickle.UnpicklingError as error:
+        raise FormatError(path, f"damaged, or holds more than tensors and plain values; {REMEDY}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise FormatError(path, f"not a readable checkpoint ({reason}); {REMEDY}") from error
     return _checked(path, values)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,21 +27,31 @@ from shards.errors import UserError
 
 EncodedChunk = list[EncodedSample | BadSample]
 
+WORTH_SECONDS = 2.0  # of work left; starting a process takes about one
 _SPARE = 2  # chunks in flight beyond one a worker: enough to keep all busy while the parent writes
 _PR_SET_PDEATHSIG = 1
 _job: Job | None = None
 
 
-def encode_chunks(job: Job, chunks: Iterable[Chunk], workers: int) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
+def encode_chunks(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
     """Encode chunks in order; at most workers + 2 of them are held in memory.
+
+    Processes are started only where the work left takes longer than starting them, and until the first of them is
+    up this process goes on by itself: more workers never make a small build slower.
 
     Raises:
         UserError: a worker process died (as a rule, for lack of memory).
     """
-    if workers == 1:
-        yield from _encode_here(job, chunks)
-    else:
-        yield from _encode_in_processes(job, chunks, workers)
+    with _one_thread():
+        pace = float("inf")  # seconds a chunk at best; the first one pays for compiled kernels being loaded
+        for done, chunk in enumerate(chunks):
+            if workers > 1 and done > 1 and pace * (len(chunks) - done) > WORTH_SECONDS:
+                yield from _encode_in_processes(job, chunks[done:], workers)
+                return
+            start = time.monotonic()
+            encoded = encode_chunk(job, chunk)
+            pace = min(pace, time.monotonic() - start)
+            yield chunk, encoded
 
 
 def encode_chunk(job: Job, chunk: Chunk) -> EncodedChunk:
@@ -49,33 +59,45 @@ def encode_chunk(job: Job, chunk: Chunk) -> EncodedChunk:
     return [encode_sample(job, chunk.split, sample) for sample in chunk.samples]
 
 
-def _encode_here(job: Job, chunks: Iterable[Chunk]) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """OpenCV on one thread: the processes share the cores among them."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        for chunk in chunks:
-            yield chunk, encode_chunk(job, chunk)
+        yield
     finally:
         cv2.setNumThreads(threads)
 
 
 def _encode_in_processes(
-    job: Job, chunks: Iterable[Chunk], workers: int
+    job: Job, chunks: Sequence[Chunk], workers: int
 ) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job, os.getpid())
     )
     in_flight: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
+    left = deque(chunks)
     try:
-        for chunk in chunks:
-            with _sigint_ignored():  # a child that starts now inherits it, so Ctrl-C cannot hit it while it imports
-                in_flight.append((chunk, pool.submit(_encode_in_worker, chunk)))
+        with _sigint_ignored():  # children inherit it, so that Ctrl-C cannot hit them while they import
+            ready = [pool.submit(os.getpid) for _ in range(workers)]
+        while left and not any_ready(ready):
+            chunk = left.popleft()
+            yield chunk, encode_chunk(job, chunk)
+        while left:
+            chunk = left.popleft()
+            in_flight.append((chunk, pool.submit(_encode_in_worker, chunk)))
             if len(in_flight) >= workers + _SPARE:
                 yield _result(in_flight)
         while in_flight:
             yield _result(in_flight)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def any_ready(first: Sequence[Future[int]]) -> bool:
+    """Whether a worker has come up (or failed to)."""
+    return any(future.done() for future in first)
 
 
 def _result(in_flight: deque[tuple[Chunk, Future[EncodedChunk]]]) -> tuple[Chunk, EncodedChunk]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from prep import worker
 from tests.prep.builds import SegPrep
+
+
+@pytest.fixture(autouse=True)
+def eager_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start worker processes, and leave the work to them, however small the build is."""
+    monkeypatch.setattr(worker, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "any_ready", lambda first: True)
 
 
 @pytest.fixture

@@ -21,11 +21,12 @@ from prep.plan import make_plan
 from prep.settings import Settings
 from shards import IGNORE
 from shards.codec import ImageFormat, decode_soft
+from shards.errors import UserError
 from shards.manifest import load_manifest
 from shards.scale import Scale
 from shards.verify import verify
 from tests.fakes import fake_camvid, fake_cityscapes, save
-from tests.prep.builds import run_build, tree
+from tests.prep.builds import die, run_build, tree
 
 
 @pytest.mark.parametrize("format", ["webdataset", "zarr"])
@@ -174,42 +175,60 @@ def test_a_moved_dataset_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The feed of chunks is asked for no more than workers + 2 beyond what has come out."""
+    """No more than workers + 2 chunks are handed out beyond what has come back."""
+    handed = 0
 
     class Done:
-        def __init__(self, chunk: object) -> None:
-            self.chunk = chunk
-
         def result(self) -> list[object]:
             return []
+
+        def done(self) -> bool:
+            return True
 
     class Pool:
         def __init__(self, *_: object, **__: object) -> None: ...
 
-        def submit(self, _: object, chunk: object) -> Done:
-            return Done(chunk)
+        def submit(self, _: object, *chunks: object) -> Done:
+            nonlocal handed
+            handed += len(chunks)
+            return Done()
 
         def shutdown(self, **_: object) -> None: ...
 
     monkeypatch.setattr(worker, "ProcessPoolExecutor", Pool)
-    taken, most = 0, 0
-
-    def feed() -> object:
-        nonlocal taken
-        for chunk in plan.chunks():
-            taken += 1
-            yield chunk
-
     root = fake_camvid(tmp_path / "cv", {"val": 60}, size=(8, 8))
     settings = Settings("camvid", root)
     plan = make_plan(load_reader("camvid"), settings)
     job = Job(plan.reader, root, settings.scales, "box", ImageFormat.parse("keep"))
-    order = []
-    for given_out, (chunk, _) in enumerate(worker.encode_chunks(job, feed(), 2), 1):
-        most = max(most, taken - given_out)
+    order, most = [], 0
+    for chunk, _ in worker.encode_chunks(job, list(plan.chunks()), 2):
         order.append(chunk.index)
+        most = max(most, handed - max(len(order) - 2, 0) + 1)  # two were encoded here first
     assert order == list(range(15))
-    assert most <= 4
+    assert handed == 13
+    assert most <= 4 + 1
+
+
+def test_this_process_goes_on_until_a_worker_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 20})
+    monkeypatch.setattr(worker, "any_ready", lambda first: False)
+    monkeypatch.setattr(worker, "_encode_in_worker", die)  # would break the pool
+    run_build("camvid", root, tmp_path / "out", workers=2)
+    assert len(shards.open(tmp_path / "out", split="val", scale="1")) == 20
+
+
+def test_small_builds_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 20})
+    monkeypatch.setattr(worker, "WORTH_SECONDS", 1e9)
+    monkeypatch.setattr(worker, "ProcessPoolExecutor", None)
+    run_build("camvid", root, tmp_path / "out", workers=8)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 40})
+    monkeypatch.setattr(worker, "_encode_in_worker", die)
+    with pytest.raises(UserError, match=r"a worker process died near sample .* fewer --workers"):
+        run_build("camvid", root, tmp_path / "out", workers=2)
 
 
 def test_weak_labels_and_readers_meta_are_stored(tmp_path: Path) -> None:

@@ -188,7 +188,16 @@ def test_random_kills_again_and_again(
 
 def command(root: Path, out: Path, *more: str) -> list[str]:
     arguments = ["camvid", "--root", str(root), "--out", str(out), "--scales", "1,1/2", "--shard-size", "0.022", *more]
-    return [sys.executable, "-c", "from prep.cli import main; main()", *arguments, "--max-bad", "9", "--workers", "2"]
+    return [
+        sys.executable,
+        "-c",
+        "from prep import cli, worker; worker.WORTH_SECONDS = 0; worker.any_ready = bool; cli.main()",
+        *arguments,
+        "--max-bad",
+        "9",
+        "--workers",
+        "2",
+    ]
 
 
 def wait_for(condition: object, seconds: float = 60) -> None:
@@ -213,10 +222,10 @@ def children(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_sigkill_takes_the_workers_along_and_the_build_goes_on(tmp_path: Path) -> None:
-    root = fake_camvid(tmp_path / "cv", {"val": 60})
+    root = fake_camvid(tmp_path / "cv", {"val": 120}, size=(160, 240))
     process = subprocess.Popen(command(root, tmp_path / "out"), start_new_session=True, stderr=subprocess.DEVNULL)
     journal = tmp_path / "out" / ".build" / "journal.jsonl"
-    wait_for(lambda: len(read_journal(journal)) >= 2)
+    wait_for(lambda: len(read_journal(journal)) >= 5)
     workers = children(process.pid)
     process.kill()  # the parent alone
     process.wait()
@@ -236,12 +245,12 @@ def _alive(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_with_one_line_and_the_build_goes_on(tmp_path: Path) -> None:
-    root = fake_camvid(tmp_path / "cv", {"val": 200}, size=(96, 128))
+    root = fake_camvid(tmp_path / "cv", {"val": 120}, size=(160, 240))
     process = subprocess.Popen(
         command(root, tmp_path / "out"), start_new_session=True, stderr=subprocess.PIPE, text=True
     )
     journal = tmp_path / "out" / ".build" / "journal.jsonl"
-    wait_for(lambda: len(read_journal(journal)) >= 2)
+    wait_for(lambda: len(read_journal(journal)) >= 5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers as well
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err

@@ -15,6 +15,7 @@ import click
 
 from shards.errors import UserError
 from shards.terminal import main_of, say
+from train.cli_eval import DEVICES
 from train.threads import yield_cores
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ Example:
 @click.option("--recipe", "recipe_name", help="A recipe's name (see --list) or a TOML file.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting of the recipe.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
 @click.option("--list", "listing", is_flag=True, help="List the recipes and exit.")
 @click.option("--dry-run", is_flag=True, help="Print the plan (model, cost, memory, samples) and exit.")
@@ -145,6 +146,8 @@ def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bo
 
 def _told(summary: Summary, setup: Run, quiet: bool) -> int:
     """Say how it ended; the exit code."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0 if summary.finished else 1
     if not summary.finished:
         click.echo(f"stopped after step {summary.step}, saved; run the same command with --resume to go on", err=True)
         return 1

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from train.inference import Views
     from train.run import Run
 
+DEVICES = "Where to compute; auto takes CUDA where there is one."
 EPILOG = """\b
 Example:
   seg-eval --run runs/demo --shards data/demo --split val
@@ -46,7 +47,7 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the scores to this file.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. Default: RUN/report-SPLIT.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--limit", type=click.IntRange(1), help="Score the first so many samples only.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(

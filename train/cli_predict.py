@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shards.terminal import main_of, say
-from train.cli_eval import parse_scales
+from train.cli_eval import DEVICES, parse_scales
 from train.threads import yield_cores
 
 EPILOG = """\b
@@ -22,7 +22,7 @@ Example:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--scales", help="Factors on the input, softmax averaged: 0.5,0.75,1. Default: the recipe's.")
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
     images: tuple[Path, ...], folder: Path, out: Path, scales: str | None, flip: bool, device: str, quiet: bool

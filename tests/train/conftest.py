@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.train.shardset import scene, write
+from train import cli, cli_eval, cli_predict
 from train.config import Recipe, from_dict
+
+MAINS: dict[str, Callable[[], None]] = {
+    "seg-train": cli.main,
+    "seg-eval": cli_eval.main,
+    "seg-predict": cli_predict.main,
+}
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """call("seg-train", ...) -> exit code, stdout, stderr; in this process."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(SystemExit) as ended:
+            MAINS[str(words[0])]()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -323,7 +323,7 @@ def test_run_folder_is_checked(tmp_path: Path, shard_set: Path) -> None:
     assert {"recipe", "sources", "classes", "classes_digest", "seed", "versions"} <= good.keys()
     for bad in ("{", "[]", json.dumps({**good, "format_version": 9}), json.dumps({**good, "sources": 3})):
         path.write_text(bad)
-        with pytest.raises(FormatError, match="run.json"):
+        with pytest.raises(FormatError, match=r"run\.json"):
             open_run(tmp_path / "run")
     (tmp_path / "file").write_text("")
     sources = open_sources([shard_set], recipe())

@@ -1,0 +1,118 @@
+"""The whole road of a run: shards in, training, scores and report, pictures of new images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import shards
+from shards.classes import ClassTable
+from shards.picture import overlay
+from tests.train.conftest import MAINS, Call
+from tests.train.shardset import CLASSES, scene, write
+from tests.train.test_cli import RECIPE
+from train.predict import label_image
+
+
+@pytest.fixture(scope="module")
+def run_folder(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 steps, enough to beat the commonest class."""
+    folder = tmp_path_factory.mktemp("flow")
+    (folder / "tiny.toml").write_text(RECIPE)
+    words = ["--shards", str(shard_set), "--recipe", str(folder / "tiny.toml"), "--out", str(folder / "run"), "--quiet"]
+    for setting in ("loop.steps=40", "loop.batch=4", "optim.name=adamw", "optim.lr=0.01"):
+        words += ["--set", setting]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["seg-train", *words])
+        with pytest.raises(SystemExit) as ended:
+            MAINS["seg-train"]()
+    assert ended.value.code in (0, None)
+    return folder / "run"
+
+
+def test_evaluate_writes_scores_and_a_report(call: Call, run_folder: Path, shard_set: Path, tmp_path: Path) -> None:
+    words = ("seg-eval", "--run", run_folder, "--shards", shard_set, "--split", "val")
+    code, out, _ = call(*words, "--json", tmp_path / "new" / "scores.json")
+    assert code == 0
+    scores = json.loads((tmp_path / "new" / "scores.json").read_text())
+    commonest = 0.5 / 4  # the share of the commonest class, over four classes
+    assert scores["miou"] > commonest
+    assert scores.keys() >= {
+        "miou", "pixel_accuracy", "mean_accuracy", "fwiou", "per_class", "iiou", "category_miou", "samples", "split",
+        "run", "manifest_digest",
+    }  # fmt: skip
+    assert scores["samples"] == 5
+    assert scores["manifest_digest"] == shards.load_manifest(shard_set).digest
+    assert list(scores["per_class"]) == list(CLASSES.names)
+    for word in ("road", "mean IoU", "iIoU", "5 images of scenes val", "index.html"):
+        assert word in out
+    report = run_folder / "report-val"
+    assert (report / "index.html").is_file()
+    assert len(list(report.glob("*.png"))) == 4 * 5
+
+
+def test_views_limit_and_report_folder(call: Call, run_folder: Path, shard_set: Path, tmp_path: Path) -> None:
+    words = ("seg-eval", "--run", run_folder, "--shards", shard_set, "--quiet", "--report", tmp_path / "report")
+    code, out, _ = call(*words, "--scales", "0.75,1", "--flip", "--limit", "2", "--json", tmp_path / "e.json")
+    assert (code, out) == (0, "")
+    scores = json.loads((tmp_path / "e.json").read_text())
+    assert (scores["samples"], scores["scales"], scores["flip"]) == (2, [0.75, 1.0], True)
+    assert (tmp_path / "report" / "01-errors.png").is_file()
+
+
+def test_other_classes_are_refused(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other", {"val": [scene(0)]}, classes=ClassTable.make(("a", "b", "c", "d")))
+    code, _, err = call("seg-eval", "--run", run_folder, "--shards", other)
+    assert code == 2
+    assert "class 0 is 'road' and 'a'" in err
+
+
+def test_a_cut_checkpoint_is_named(call: Call, run_folder: Path, shard_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "checkpoint.pt"):
+        (tmp_path / "run" / name).write_bytes((run_folder / name).read_bytes()[: None if name == "run.json" else 5000])
+    code, _, err = call("seg-eval", "--run", tmp_path / "run", "--shards", shard_set)
+    assert code == 2
+    assert "checkpoint.pt" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_predict_any_image_and_go_on_after_a_bad_one(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    made = {"a.png": (64, 96), "b.jpg": (50, 71), "c.webp": (33, 40)}
+    for name, size in made.items():
+        Image.fromarray(scene(7, size).image).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"not an image")
+    images = [tmp_path / "in" / name for name in ("a.png", "bad.jpg", "missing.png", "b.jpg", "c.webp")]
+    code, out, err = call("seg-predict", "--run", run_folder, "--out", tmp_path / "out", *images)
+    assert code == 1
+    assert "3 of 5 images predicted" in out
+    assert [line.partition(":")[0] for line in err.strip().splitlines()] == [str(images[1]), str(images[2])]
+    for name, size in made.items():
+        stem = name.partition(".")[0]
+        with Image.open(tmp_path / "out" / f"{stem}.label.png") as label, Image.open(tmp_path / "in" / name) as source:
+            ids = np.asarray(label)
+            assert (label.mode, ids.shape) == ("P", size)
+            assert label.getpalette()[:3] == list(CLASSES.colours[0])
+            image = np.asarray(source.convert("RGB"))
+        with Image.open(tmp_path / "out" / f"{stem}.overlay.png") as over:
+            difference = np.abs(np.asarray(over).astype(int) - overlay(image, ids.astype(np.uint16), CLASSES))
+        assert difference.max() <= (0 if name.endswith("png") else 6)  # JPEG decoders differ by a little
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_predictions_do_not_overwrite_each_other(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    code, _, err = call("seg-predict", "--run", run_folder, "--out", tmp_path, "a/x.png", "b/x.jpg")
+    assert code == 2
+    assert "two images are named 'x'" in err
+
+
+def test_many_classes_are_16_bits(tmp_path: Path) -> None:
+    many = ClassTable.make([f"c{i}" for i in range(400)])
+    label_image(np.array([[0, 399]], np.uint16), many).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.asarray(image).tolist() == [[0, 399]]

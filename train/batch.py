@@ -23,22 +23,51 @@ Weights = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Targets:
+    """The target of one sample, still sparse: one class a cell, but for the mixed cells.
+
+    Args:
+        base: uint16 [h, w], the class of each cell that is not mixed; void 65535.
+        cells: [m], flat indices of the mixed cells.
+        ids: int32 [K, m], classes of the mixed cells, heaviest first; 0 where the weight is 0.
+        weights: float32 [K, m], their shares after the void rule.
+        capped: mixed cells whose lightest classes were left out.
+    """
+
+    base: npt.NDArray[np.uint16]
+    cells: npt.NDArray[Any]
+    ids: Ids
+    weights: Weights
+    capped: int = 0
+
+    @property
+    def planes(self) -> int:
+        """K, the largest number of classes in any cell."""
+        return len(self.ids)
+
+    def fill(self, ids: Ids, weights: Weights) -> None:
+        """Write into arrays of zeros, int32 and float32 [>= K, h, w]; only pages that hold something are touched."""
+        known = self.base != shards.IGNORE
+        np.copyto(ids[0], self.base, where=known)
+        weights[0] = known
+        flat_ids, flat_weights = ids.reshape(len(ids), -1), weights.reshape(len(weights), -1)
+        for plane in range(self.planes):
+            flat_ids[plane, self.cells], flat_weights[plane, self.cells] = self.ids[plane], self.weights[plane]
+
+
+@dataclass(frozen=True)
 class Item:
     """One sample after augmentation, still in NumPy.
 
     Args:
         key: the sample's key.
         image: uint8 [3, H, W].
-        ids: int32 [K, H, W]; 0 where the weight is 0.
-        weights: float32 [K, H, W], shares after the void rule.
-        capped: cells whose lightest classes were left out (data.max_classes_per_cell).
+        targets: of H x W cells.
     """
 
     key: str
     image: npt.NDArray[np.uint8]
-    ids: Ids
-    weights: Weights
-    capped: int = 0
+    targets: Targets
 
 
 @dataclass(frozen=True)
@@ -70,46 +99,31 @@ class Batch:
         return Batch(images, ids, weights, self.keys, self.capped)
 
 
-def targets_of(soft: shards.SoftLabel, void: VoidRule = "mask", most: int = 8) -> tuple[Ids, Weights, int]:
-    """Planes of class ids and shares from a sparse soft label.
+def targets_of(soft: shards.SoftLabel, void: VoidRule = "mask", most: int = 8) -> Targets:
+    """The target that a soft label gives.
 
     Args:
         soft: the label, h x w cells.
         void: "mask": a cell with a void share of 1/2 or more is void, others sum to 1; "renormalise": every cell with
             any class sums to 1; "keep": a cell sums to 1 less its void share.
         most: keep this many classes a cell, the heaviest; their shares then stand for the left-out ones as well.
-
-    Returns:
-        ids int32 [K, h, w], weights float32 [K, h, w], and the number of cells that lost a class to `most`;
-        K is the largest number of classes in any cell, 1 to `most`.
     """
-    ids, weights = soft.topk(soft.max_classes)  # uint16 [k, h, w], void among the classes
-    if len(ids) == 1:
-        known = ids != shards.IGNORE
-        return np.where(known, ids, 0).astype(np.int32), known.astype(np.float32), 0
-    flat_ids, flat_weights = ids.reshape(len(ids), -1), weights.reshape(len(ids), -1)
-    mixed = np.flatnonzero(flat_weights[1])  # only these need arithmetic
-    few_ids, shares, capped = _mixed_targets(
-        flat_ids[:, mixed].astype(np.int32), flat_weights[:, mixed].astype(np.int32), soft.denominator, void, most
-    )
-    planes = len(few_ids)
-    known = flat_ids[0] != shards.IGNORE
-    out_ids = np.zeros((planes, flat_ids.shape[1]), np.int32)
-    out_weights = np.zeros((planes, flat_ids.shape[1]), np.float32)
-    out_ids[0], out_weights[0] = np.where(known, flat_ids[0], 0), known
-    out_ids[:, mixed], out_weights[:, mixed] = few_ids, shares
-    return out_ids.reshape(planes, *soft.shape), out_weights.reshape(planes, *soft.shape), capped
+    counts = np.diff(soft.starts)
+    column = np.repeat(np.arange(len(counts)), counts)
+    rank = np.arange(len(soft.ids)) - np.repeat(soft.starts[:-1], counts)
+    ids = np.zeros((soft.max_classes, len(counts)), np.int32)
+    weights = np.zeros_like(ids)
+    ids[rank, column], weights[rank, column] = soft.ids, soft.weights
+    return Targets(soft.base, soft.cells, *_shares(ids, weights, soft.denominator, void, most))
 
 
-def _mixed_targets(ids: Ids, weights: Ids, denominator: int, void: VoidRule, most: int) -> tuple[Ids, Weights, int]:
-    """`targets_of` for the mixed cells: ids and weights int32 [k, m] by falling weight -> [K, m] and cells cut."""
-    if not ids.shape[1]:
-        return ids[:1], weights[:1].astype(np.float32), 0
-    weights = np.where(ids == shards.IGNORE, 0, weights)  # empty slots hold weight 0 already
+def _shares(ids: Ids, weights: Ids, denominator: int, void: VoidRule, most: int) -> tuple[Ids, Weights, int]:
+    """Ids and integer weights [k, m] by falling weight, void among them -> ids, shares [K, m] and cells cut."""
+    weights = np.where(ids == shards.IGNORE, 0, weights)
     order = np.argsort(weights == 0, axis=0, kind="stable")  # void and empty slots last, the rest stays sorted
     ids, weights = np.take_along_axis(ids, order, 0), np.take_along_axis(weights, order, 0)
     mass = weights.sum(0)  # what the cell's classes hold together
-    planes = int(np.clip((weights > 0).sum(0).max(), 1, most))
+    planes = int(np.clip((weights > 0).sum(0).max(initial=1), 1, most))
     capped = int((weights[planes:] > 0).any(0).sum())
     ids, weights = ids[:planes], weights[:planes]
     total = mass / denominator if void == "keep" else np.ones(len(mass))  # what the shares sum to
@@ -120,7 +134,7 @@ def _mixed_targets(ids: Ids, weights: Ids, denominator: int, void: VoidRule, mos
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Stack items; planes that an item lacks are filled with weight 0.
+    """Stack items; planes that an item lacks hold weight 0.
 
     Raises:
         SettingsError: the items' sizes differ.
@@ -129,17 +143,16 @@ def collate(items: Sequence[Item]) -> Batch:
     if len(sizes) > 1:
         found = ", ".join(f"{h}x{w}" for h, w in sizes[:3])
         raise SettingsError(f"samples of sizes {found} share a batch: set augment.crop = [height, width]")
-    planes = max(len(item.ids) for item in items)
-    shape = (len(items), planes, *sizes[0])
+    shape = (len(items), max(item.targets.planes for item in items), *sizes[0])
     ids, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     for index, item in enumerate(items):
-        ids[index, : len(item.ids)], weights[index, : len(item.ids)] = item.ids, item.weights
+        item.targets.fill(ids[index], weights[index])
     return Batch(
         images=torch.from_numpy(np.stack([item.image for item in items])),
         ids=torch.from_numpy(ids),
         weights=torch.from_numpy(weights),
         keys=tuple(item.key for item in items),
-        capped=sum(item.capped for item in items),
+        capped=sum(item.targets.capped for item in items),
     )
 
 

@@ -95,8 +95,7 @@ class Stream(Dataset[Item | Failure]):
         image, soft = augment(image, soft, self.recipe.augment, rng, self.fill)
         if (top := top_class(soft)) >= len(self.sources.classes):
             raise FormatError(key, f"class id {top} found in its label, expected ids below {len(self.sources.classes)}")
-        ids, weights, capped = targets_of(soft, self.recipe.loss.void, data.max_classes_per_cell)
-        return Item(key, planar(image), ids, weights, capped)
+        return Item(key, planar(image), targets_of(soft, self.recipe.loss.void, data.max_classes_per_cell))
 
     def _stored(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
         """Image and label as stored at one of the recipe's scales."""

@@ -18,6 +18,7 @@ import torch
 from shards.errors import FormatError, UserError
 from tests.train.conftest import recipe
 from tests.train.shardset import Raw, scene, write
+from tests.train.test_stream import planes
 from train import checkpoint
 from train.config import Recipe
 from train.distributed import World
@@ -164,8 +165,8 @@ def test_a_step_is_plain_sgd_on_the_mean_cost(shard_set: Path, tmp_path: Path) -
     logp = made.model(torch.stack([torch.from_numpy(i.image) for i in items])).log_softmax(1)
     target = torch.zeros_like(logp)
     for index, item in enumerate(items):
-        planes = torch.from_numpy(item.ids).long(), torch.from_numpy(item.weights)
-        target[index].scatter_add_(0, *planes)
+        ids, shares = map(torch.from_numpy, planes(item.targets))
+        target[index].scatter_add_(0, ids.long(), shares)
     loss = -(target * logp).sum() / target.sum()
     wanted = torch.autograd.grad(loss, list(made.model.parameters()))
     made.run()

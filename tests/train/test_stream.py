@@ -18,7 +18,7 @@ from shards.classes import ClassTable
 from shards.errors import FormatError, SettingsError, UserError
 from tests.train.conftest import recipe
 from tests.train.shardset import CLASSES, scene, write
-from train.batch import Batch, Item, collate, targets_of
+from train.batch import Batch, Item, Targets, collate, targets_of
 from train.config import Recipe
 from train.distributed import World
 from train.sources import Sources, open_sources
@@ -29,6 +29,14 @@ CPU = torch.device("cpu")
 
 def stream(shard_set: Path, config: Recipe) -> Stream:
     return Stream(open_sources([shard_set], config), config)
+
+
+def planes(targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """ids and weights [K, h, w]."""
+    ids = np.zeros((targets.planes, *targets.base.shape), np.int32)
+    weights = np.zeros(ids.shape, np.float32)
+    targets.fill(ids, weights)
+    return ids, weights
 
 
 def labels(rng: np.random.Generator, h: int, w: int, classes: int) -> np.ndarray:
@@ -44,20 +52,21 @@ def labels(rng: np.random.Generator, h: int, w: int, classes: int) -> np.ndarray
 def test_targets_are_the_dense_label(seed: int, rule: str, scale: str) -> None:
     """ids and weights, scattered into planes, equal SoftLabel.dense under the same void rule."""
     soft = shards.soften(labels(np.random.default_rng(seed), 24, 20, 6), scale, "box")
-    ids, weights, capped = targets_of(soft, rule, most=16)  # type: ignore[arg-type]
+    targets = targets_of(soft, rule, most=16)  # type: ignore[arg-type]
+    ids, weights = planes(targets)
     dense = np.zeros((*soft.shape, 6), np.float32)
     for plane_ids, plane_weights in zip(ids, weights, strict=True):
         y, x = np.nonzero(plane_weights)
         np.add.at(dense, (y, x, plane_ids[y, x]), plane_weights[y, x])
     np.testing.assert_allclose(dense, soft.dense(6, void=rule), atol=1e-6)  # type: ignore[arg-type]
-    assert capped == 0
+    assert targets.capped == 0
     assert (ids[weights == 0] == 0).all()
     assert len(ids) == max(1, (weights > 0).sum(0).max())
 
 
 def test_hard_label_is_one_plane() -> None:
     hard = labels(np.random.default_rng(0), 6, 7, 3)
-    ids, weights, _ = targets_of(shards.SoftLabel.from_hard(hard))
+    ids, weights = planes(targets_of(shards.SoftLabel.from_hard(hard)))
     assert ids.shape == weights.shape == (1, 6, 7)
     assert (weights[0] == (hard != shards.IGNORE)).all()
     assert (ids[0][hard != shards.IGNORE] == hard[hard != shards.IGNORE]).all()
@@ -66,11 +75,12 @@ def test_hard_label_is_one_plane() -> None:
 @pytest.mark.parametrize("rule", ["mask", "renormalise", "keep"])
 def test_cap_keeps_the_heaviest_classes_and_the_mass(rule: str) -> None:
     soft = shards.soften(labels(np.random.default_rng(1), 32, 32, 9), "1/8", "box")
-    full_ids, full, _ = targets_of(soft, rule, most=16)  # type: ignore[arg-type]
-    ids, weights, capped = targets_of(soft, rule, most=2)  # type: ignore[arg-type]
+    full_ids, full = planes(targets_of(soft, rule, most=16))  # type: ignore[arg-type]
+    targets = targets_of(soft, rule, most=2)  # type: ignore[arg-type]
+    ids, weights = planes(targets)
     assert len(full_ids) > 2
     assert len(ids) == 2
-    assert capped == 16  # every one of the 4 x 4 cells
+    assert targets.capped == 16  # every one of the 4 x 4 cells
     assert (ids == full_ids[:2]).all()
     np.testing.assert_allclose(weights.sum(0), full.sum(0), atol=1e-6)
     np.testing.assert_allclose(weights[0] * full[1], weights[1] * full[0], atol=1e-6)  # proportions stay
@@ -78,18 +88,21 @@ def test_cap_keeps_the_heaviest_classes_and_the_mass(rule: str) -> None:
 
 def test_collate_fills_missing_planes_with_nothing() -> None:
     image = np.zeros((3, 2, 2), np.uint8)
-    one = Item("a", image, np.ones((1, 2, 2), np.int32), np.ones((1, 2, 2), np.float32))
-    two = Item("b", image, np.ones((3, 2, 2), np.int32), np.full((3, 2, 2), 1 / 3, np.float32), capped=5)
-    batch = collate([one, two])
+    base, cell = np.ones((2, 2), np.uint16), np.array([3])
+    one = Item("a", image, targets_of(shards.SoftLabel.from_hard(base)))
+    mixed = Targets(base, cell, np.array([[2], [1], [0]], np.int32), np.full((3, 1), 1 / 3, np.float32), capped=5)
+    batch = collate([one, Item("b", image, mixed)])
     assert batch.ids.shape == batch.weights.shape == (2, 3, 2, 2)
     assert batch.weights[0, 1:].sum() == 0
+    assert batch.ids[1, :, 1, 1].tolist() == [2, 1, 0]
+    assert batch.weights[1].sum() == 4
     assert batch.keys == ("a", "b")
     assert batch.capped == 5
     assert batch.images.dtype == torch.uint8
 
 
 def test_samples_of_two_sizes_need_a_crop() -> None:
-    sizes = [Item("a", np.zeros((3, n, 8), np.uint8), *targets_of(_void(n, 8))[:2]) for n in (8, 9)]
+    sizes = [Item("a", np.zeros((3, n, 8), np.uint8), targets_of(_void(n, 8))) for n in (8, 9)]
     with pytest.raises(SettingsError, match=r"8x8, 9x8.*augment\.crop"):
         collate(sizes)
 
@@ -183,7 +196,7 @@ def test_stored_mode_reads_what_is_stored(shard_set: Path) -> None:
         item, sample = source.item(position), stored[source.index(position)]
         assert item.key == sample.key
         assert np.array_equal(item.image.transpose(1, 2, 0), sample.image)
-        assert np.array_equal(item.weights, targets_of(sample.soft)[1])
+        assert all(map(np.array_equal, planes(item.targets), planes(targets_of(sample.soft))))
 
 
 def test_all_given_scales_are_drawn(shard_set: Path) -> None:
@@ -211,9 +224,10 @@ def test_hard_kinds_of_labels(shard_set: Path, kind: str) -> None:
     picked = (
         shards.soften(hard, "1/4", "box").harden() if offset is None else hard[offset::4, offset::4]
     )  # the pixel at (i + 1/2) * 4, or at i * 4
-    assert item.ids.shape[0] == 1
-    assert np.array_equal(item.weights[0] > 0, picked != shards.IGNORE)
-    assert np.array_equal(item.ids[0], np.where(picked == shards.IGNORE, 0, picked))
+    ids, weights = planes(item.targets)
+    assert len(ids) == 1
+    assert np.array_equal(weights[0] > 0, picked != shards.IGNORE)
+    assert np.array_equal(ids[0], np.where(picked == shards.IGNORE, 0, picked))
 
 
 def test_nearest_with_partial_box_cells(tmp_path: Path) -> None:
@@ -223,7 +237,7 @@ def test_nearest_with_partial_box_cells(tmp_path: Path) -> None:
     hard = shards.open(folder, split="train", scale="1")[0].hard
     rows, columns = np.minimum(np.arange(16) * 4 + 2, 60), np.minimum(np.arange(23) * 4 + 2, 89)
     picked = hard[rows[:, None], columns]
-    assert np.array_equal(source.item(0).weights[0] > 0, picked != shards.IGNORE)
+    assert np.array_equal(planes(source.item(0).targets)[1][0] > 0, picked != shards.IGNORE)
 
 
 @pytest.mark.parametrize("kind", ["soft", "nearest", "hardened"])

@@ -47,8 +47,8 @@ def pair(recipe: Recipe, device: torch.device) -> tuple[Batch, Batch]:
         picked = shards.SoftLabel.from_hard(nearest(hard, soft.shape, False, scale.box_factor()))
         small, soft, picked = cropped(recipe, small, soft, picked)
         for items, label in ((soft_items, soft), (hard_items, picked)):
-            planes, weights, _ = targets_of(label, recipe.loss.void, recipe.data.max_classes_per_cell)
-            items.append(Item(f"street-{number}", planar(small), planes, weights))
+            targets = targets_of(label, recipe.loss.void, recipe.data.max_classes_per_cell)
+            items.append(Item(f"street-{number}", planar(small), targets))
     return collate(soft_items).to(device), collate(hard_items).to(device)
 
 
@@ -105,12 +105,19 @@ def measure(name: str, rounds: int, device: torch.device) -> list[str]:
     batches = {"soft": soft, "hard": hard}
     step = alternate(stepper(recipe, batches, device), rounds)
     loss = alternate(loss_only(recipe, batches), rounds)
-    _, ids, _ = scenes.scene(0, "train", 0, next((s for n, s in SIZES.items() if n in name), DEMO_SIZE))
+    image, ids, _ = scenes.scene(0, "train", 0, next((s for n, s in SIZES.items() if n in name), DEMO_SIZE))
     label = load_remap("demo-34-to-14", "demo").apply(ids, "bench")
     scale = shards.Scale.parse(recipe.data.scales[0])
     stored = shards.soften(label, scale, "box")
     picked = shards.SoftLabel.from_hard(nearest(label, stored.shape, False, scale.box_factor()))
-    target = alternate({"soft": lambda: targets_of(stored), "hard": lambda: targets_of(picked)}, 5 * rounds)
+    small = planar(shards.resize_image(image, scale, "box"))
+    target = alternate(
+        {
+            name: lambda label=label: collate([Item(name, small, targets_of(label))])
+            for name, label in {"soft": stored, "hard": picked}.items()
+        },
+        5 * rounds,
+    )
     shape = "x".join(map(str, (len(soft.keys), *soft.images.shape[2:])))
     return [
         name,

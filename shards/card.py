@@ -9,20 +9,20 @@ from collections.abc import Mapping
 
 from shards.manifest import Manifest
 
-RECIPE = '''\
+RECIPE = """\
 import numpy as np
 def decode(npz, num_classes):
-    """What np.load returns for a .soft.npz -> float32 [h, w, num_classes + 1]; the last plane is void."""
-    base, whole = npz["base"], int(npz["denominator"])
+    base, bits, more = npz["base"], np.unpackbits(npz["mixed"]), npz["further"]
     plane = lambda ids: np.where(ids == np.iinfo(base.dtype).max, num_classes, ids.astype(int))
-    heavy = plane(base.ravel())
-    cell = np.repeat(np.flatnonzero(np.unpackbits(npz["mixed"], count=base.size)), npz["extra"])
-    out = np.zeros((base.size, num_classes + 1), np.float32)
-    out[np.arange(base.size), heavy] = whole
-    np.subtract.at(out, (cell, heavy[cell]), npz["weights"])
-    out[cell, plane(npz["ids"])] = npz["weights"]
-    return out.reshape(*base.shape, -1) / whole
-'''
+    out = np.eye(num_classes + 1, dtype=np.float32)[heavy := plane(base.ravel())] * npz["denominator"]
+    edge = np.any([np.roll(base, step, axis) != base for step in (1, -1) for axis in (0, 1)], axis=0)
+    cells = np.argsort(~edge.ravel(), kind="stable")  # border cells first
+    while len(cells):  # cells with a second class, with a third, ...
+        cells, bits = cells[bits[: len(cells)] == 1], bits[len(cells) :]
+        (ids, weights), more = more[:, : len(cells)], more[:, len(cells) :]
+        out[cells, plane(ids)], out[cells, heavy[cells]] = weights, out[cells, heavy[cells]] - weights
+    return out.reshape(*base.shape, -1) / npz["denominator"]
+"""
 
 _WEBDATASET = """\
 import webdataset as wds
@@ -80,7 +80,8 @@ def _reading(m: Manifest) -> str:
     text = (
         "## Reading it without segshards\n\n"
         "Hard labels (scale 1) are PNGs of class ids: 8 bits with void 255 up to 255 classes, else 16 bits with void\n"
-        "65535. Soft labels (other scales) are NumPy archives: the exact share of each class in each cell.\n\n"
+        "65535. Soft labels (other scales) are NumPy archives: the exact share of each class in each cell. `decode` takes\n"
+        "what `np.load` returns for one and gives float32 [h, w, num_classes + 1], the last plane void.\n\n"
         f"```python\n{RECIPE}```\n"
     )
     soft = [scale for scale in m.scales if scale != "1"]

@@ -1,13 +1,16 @@
-"""Soft labels as .npz: six small arrays that plain NumPy reads (the dataset card holds the recipe).
+"""Soft labels as .npz: four small arrays that plain NumPy reads (the dataset card holds the recipe).
 
-    base         uint8 | uint16 [h, w]   heaviest class of each cell; void is the type's largest value
-    mixed        uint8 [ceil(h*w/8)]     one bit a cell, row by row: does it hold more than one class
-    extra        uint8 | uint16 [m]      how many classes each mixed cell holds beyond the heaviest
-    ids          as base, [t]            those classes, cell by cell, by falling weight
-    weights      uint8 | uint16 [t]      their weights; the heaviest class has the rest of the denominator
-    denominator  uint16 []               what a cell's weights sum to
+    base         uint8 | uint16 [h, w]  heaviest class of each cell; void is the type's largest value
+    mixed        uint8 [b]              bits: plane 1 says which cells hold a second class, plane 2 which of those hold
+                                        a third, and so on to a plane of zeros; most significant bit first
+    further      uint8 | uint16 [2, t]  those classes and their weights, plane by plane; void as in base. The heaviest
+                                        class has the rest of the denominator
+    denominator  uint16 []              what a cell's weights sum to
 
-uint8 wherever the values fit. A ZIP file with fixed times and order: equal labels give equal bytes.
+The planes take the cells in this order: first those whose ``base`` differs from that of any of their four neighbours
+(the map wraps round), then the others, each row by row. Mixed cells lie along borders, so the first part holds nearly
+all the ones and the second nearly none, and both compress well. A ZIP file with fixed times and order: equal labels
+give equal bytes.
 """
 
 from __future__ import annotations
@@ -23,27 +26,35 @@ import numpy.typing as npt
 
 from shards.codec.image import MAX_PIXELS
 from shards.errors import FormatError
-from shards.softlabel import IGNORE, SoftLabel
+from shards.softlabel import IGNORE, U16, SoftLabel
 
-NAMES = ("base", "mixed", "extra", "ids", "weights", "denominator")
+NAMES = ("base", "mixed", "further", "denominator")
+DIMENSIONS = {"base": 2, "mixed": 1, "further": 2, "denominator": 0}
 Array = npt.NDArray[Any]
 
 
 def encode_soft(soft: SoftLabel) -> bytes:
     """The .npz bytes of a soft label; ``decode_soft`` gives it back exactly."""
-    counts = np.diff(soft.starts)
-    further = np.ones(len(soft.ids), np.bool_)
-    further[soft.starts[:-1]] = False
-    flags = np.zeros(soft.base.size, np.uint8)
-    flags[soft.cells] = 1
-    real = [a[a != IGNORE].max(initial=0) for a in (soft.base, soft.ids)]
-    narrow = max(real) < 255
+    flags = np.zeros(soft.base.size, np.bool_)
+    flags[soft.cells] = True
+    edge = border_cells(soft.base).ravel()
+    live = np.concatenate([np.flatnonzero(edge[soft.cells]), np.flatnonzero(~edge[soft.cells])])
+    bits, entries, counts = [flags[edge], flags[~edge]], [np.zeros(0, np.int64)], np.diff(soft.starts)
+    rank = 1
+    while len(live):
+        entries.append(soft.starts[live] + rank)
+        more = counts[live] > rank + 1
+        bits.append(more)
+        live, rank = live[more], rank + 1
+    chosen = np.concatenate(entries)
+    narrow = soft.largest_id < 255
+    weights = soft.weights[chosen]
+    small = narrow and int(weights.max(initial=0)) <= 255
+    further = np.stack([_narrowed(soft.ids[chosen], narrow), weights])
     arrays: dict[str, Array] = {
-        "base": _ids(soft.base, narrow),
-        "mixed": np.packbits(flags),
-        "extra": _small(counts - 1),
-        "ids": _ids(soft.ids[further], narrow),
-        "weights": _small(soft.weights[further]),
+        "base": _narrowed(soft.base, narrow).astype(np.uint8 if narrow else np.uint16),
+        "mixed": np.packbits(np.concatenate(bits)),
+        "further": further.astype(np.uint8 if small else np.uint16),
         "denominator": np.array(soft.denominator, np.uint16),
     }
     return _zip(arrays)
@@ -52,35 +63,58 @@ def encode_soft(soft: SoftLabel) -> bytes:
 def decode_soft(data: bytes, where: str | Path = "<memory>") -> SoftLabel:
     """The soft label; raises FormatError where any part or invariant is broken."""
     arrays = _unzip(data, where)
-    base, denominator = _wide(arrays["base"], arrays["base"].dtype), int(arrays["denominator"])
-    flags = np.unpackbits(arrays["mixed"])
-    if len(arrays["mixed"]) != -(-base.size // 8) or flags[base.size :].any():
-        raise FormatError(where, f"{len(arrays['mixed'])} bytes of cell flags do not fit {base.shape} cells")
-    cells = np.flatnonzero(flags[: base.size]).astype(np.int32)
-    extra = arrays["extra"].astype(np.int64)
-    if len(extra) != len(cells) or int(extra.sum()) != len(arrays["ids"]) or (extra < 1).any():
-        raise FormatError(where, "the counts of classes do not fit the mixed cells")
-    if len(arrays["weights"]) != len(arrays["ids"]) or denominator < 1:
-        raise FormatError(where, "ids, weights and denominator do not fit each other")
-    soft = _joined(base, cells, extra, arrays, denominator)
+    void = np.iinfo(arrays["base"].dtype).max
+    base, ids = _widened(arrays["base"], void), _widened(arrays["further"][0], void)
+    planes = _planes(base, np.unpackbits(arrays["mixed"]), where)
+    if sum(map(len, planes)) != len(ids):
+        raise FormatError(where, f"{len(ids)} further classes found; the cell flags want {sum(map(len, planes))}")
+    denominator = int(arrays["denominator"])
+    soft = _joined(base, planes, ids, arrays["further"][1], denominator)
     _check_entries(soft, where)
     return soft
 
 
-def _joined(base: Array, cells: Array, extra: Array, arrays: dict[str, Array], denominator: int) -> SoftLabel:
-    """Put each cell's heaviest class, with the rest of the denominator, before its further ones."""
+def border_cells(base: U16) -> npt.NDArray[np.bool_]:
+    """Cells [h, w] whose class differs from that of any of their four neighbours, the map wrapping round."""
+    edge = np.zeros(base.shape, np.bool_)
+    for axis in (0, 1):
+        differs = np.roll(base, 1, axis) != base
+        edge |= differs
+        edge |= np.roll(differs, -1, axis)
+    return edge
+
+
+def _planes(base: U16, bits: Array, where: str | Path) -> list[Array]:
+    """The cells that hold a second class, a third, ...: flat indices in stored order; FormatError."""
+    edge = border_cells(base).ravel()
+    live, planes = np.concatenate([np.flatnonzero(edge), np.flatnonzero(~edge)]), []
+    while len(live):
+        if len(bits) < len(live):
+            raise FormatError(where, "the flags of mixed cells end early")
+        live, bits = live[bits[: len(live)] == 1], bits[len(live) :]
+        planes.append(live)
+    if len(bits) >= 8 or bits.any():
+        raise FormatError(where, "more flags of mixed cells than cells")
+    return planes
+
+
+def _joined(base: U16, planes: list[Array], ids: U16, weights: Array, denominator: int) -> SoftLabel:
+    """Bring the entries into the order of cells, each cell's heaviest class, with the rest, before its others."""
+    cells = np.sort(planes[0])
+    counts = np.ones(len(cells), np.int64)
+    slots = [np.searchsorted(cells, plane) for plane in planes]
+    for slot in slots:
+        counts[slot] += 1
     starts = np.zeros(len(cells) + 1, np.int64)
-    np.cumsum(extra + 1, out=starts[1:])
-    ids, weights = np.empty(starts[-1], np.uint16), np.empty(starts[-1], np.int64)
-    further = np.ones(len(ids), np.bool_)
-    further[starts[:-1]] = False
-    ids[further], weights[further] = _wide(arrays["ids"], arrays["base"].dtype), arrays["weights"]
-    ids[starts[:-1]] = base.ravel()[cells]
-    weights[starts[:-1]] = 0
+    np.cumsum(counts, out=starts[1:])
+    target = np.concatenate([starts[:-1][slot] + rank for rank, slot in enumerate(slots, 1)])
+    out_ids, out_weights = np.empty(starts[-1], np.uint16), np.zeros(starts[-1], np.int64)
+    out_ids[target], out_weights[target] = ids, weights
+    out_ids[starts[:-1]] = base.ravel()[cells]
     if len(cells):
-        weights[starts[:-1]] = denominator - np.add.reduceat(weights, starts[:-1])
-    clipped = np.clip(weights, 0, IGNORE).astype(np.uint16)  # a sum beyond the denominator shows as weight 0
-    return SoftLabel(base, denominator, cells, starts, ids, clipped)
+        out_weights[starts[:-1]] = denominator - np.add.reduceat(out_weights, starts[:-1])
+    clipped = np.clip(out_weights, 0, IGNORE).astype(np.uint16)  # a sum beyond the denominator shows as weight 0
+    return SoftLabel(base, denominator, cells.astype(np.int32), starts, out_ids, clipped)
 
 
 def _check_entries(soft: SoftLabel, where: str | Path) -> None:
@@ -105,19 +139,16 @@ def _repeated(soft: SoftLabel) -> bool:
     return bool((pairs[1:] == pairs[:-1]).any())
 
 
-def _ids(ids: Array, narrow: bool) -> Array:
-    return np.where(ids == IGNORE, 255, ids).astype(np.uint8) if narrow else ids.astype(np.uint16)
+def _narrowed(ids: U16, narrow: bool) -> U16:
+    """Ids with void at 255 where they are to be stored in 8 bits."""
+    return np.where(ids == IGNORE, np.uint16(255), ids) if narrow else ids
 
 
-def _wide(ids: Array, dtype: Any) -> npt.NDArray[np.uint16]:
-    """Ids as uint16 with void 65535; ``dtype`` says which value is void."""
+def _widened(ids: Array, void: int) -> U16:
+    """Stored ids as uint16 with void 65535."""
     wide = ids.astype(np.uint16)
-    wide[ids == np.iinfo(dtype).max] = IGNORE
+    wide[ids == void] = IGNORE
     return wide
-
-
-def _small(values: Array) -> Array:
-    return values.astype(np.uint8 if values.max(initial=0) <= 255 else np.uint16)
 
 
 def _zip(arrays: dict[str, Array]) -> bytes:
@@ -128,12 +159,12 @@ def _zip(arrays: dict[str, Array]) -> bytes:
             np.lib.format.write_array(member, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every platform
-            archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=6)
+            archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=7)
     return out.getvalue()
 
 
 def _unzip(data: bytes, where: str | Path) -> dict[str, Array]:
-    """The six arrays, their types and dimensions checked."""
+    """The arrays, their types and dimensions checked."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = {i.filename: i for i in archive.infolist()}
@@ -146,13 +177,13 @@ def _unzip(data: bytes, where: str | Path) -> dict[str, Array]:
         raise FormatError(where, f"damaged .npz ({str(error).splitlines()[0] if str(error) else 'short'})") from error
     except RuntimeError as error:  # zipfile: encrypted member
         raise FormatError(where, f"damaged .npz ({error})") from error
-    dims = {"base": 2, "denominator": 0}
-    small = (np.dtype(np.uint8), np.dtype("<u2"))
     for name, array in arrays.items():
-        if array.dtype not in small or array.ndim != dims.get(name, 1):
+        if array.dtype not in (np.dtype(np.uint8), np.dtype("<u2")) or array.ndim != DIMENSIONS[name]:
             raise FormatError(where, f"array {name} is {array.dtype} of {array.ndim} dimensions")
-    if arrays["ids"].dtype != arrays["base"].dtype or arrays["base"].size == 0 or arrays["mixed"].dtype != np.uint8:
-        raise FormatError(where, "array types do not fit each other")
+    wide = arrays["base"].dtype != np.uint8
+    bad_types = arrays["mixed"].dtype != np.uint8 or (wide and arrays["further"].dtype == np.uint8)
+    if bad_types or arrays["base"].size == 0 or len(arrays["further"]) != 2 or not arrays["denominator"]:
+        raise FormatError(where, "array types or shapes do not fit each other")
     return arrays
 
 

@@ -56,20 +56,24 @@ def test_plain_savez_of_the_same_arrays_is_accepted():
         ("denominator", lambda a: np.array(0, np.uint16)),
         ("denominator", lambda a: np.array(3, np.uint16)),
         ("denominator", lambda a: a.astype(np.int64)),
-        ("weights", lambda a: a * 0),
-        ("weights", lambda a: a[:-1]),
-        ("weights", lambda a: a[::-1].copy()),
-        ("ids", lambda a: a * 0 + SOFT.base[0, 0].astype(a.dtype)),
-        ("ids", lambda a: a.astype(np.uint16)),
-        ("extra", lambda a: a * 0),
-        ("extra", lambda a: a[:-1]),
+        ("further", lambda a: a * 0),
+        ("further", lambda a: a[:, :-1]),
+        ("further", lambda a: np.append(a, a[:, :1], axis=1)),
+        ("further", lambda a: a[:, ::-1].copy()),
+        ("further", lambda a: a[:1]),
+        ("further", lambda a: a[0]),
+        ("further", lambda a: np.stack([a[0] * 0 + SOFT.base[0, 0].astype(a.dtype), a[1]])),
+        ("further", lambda a: a.astype(np.int16)),
         ("mixed", lambda a: a | 255),
+        ("mixed", lambda a: a * 0),
         ("mixed", lambda a: a[:-1]),
         ("mixed", lambda a: np.append(a, np.uint8(0))),
+        ("mixed", lambda a: a.astype(np.uint16)),
         ("base", lambda a: a[:, :-1]),
         ("base", lambda a: a.ravel()),
         ("base", lambda a: a[:0]),
         ("base", lambda a: a.astype(np.float32)),
+        ("base", lambda a: a.astype(np.uint16)),
         ("more", lambda a: np.zeros(3, np.uint8)),
     ],
 )
@@ -90,6 +94,14 @@ def test_damage_is_an_error_or_harmless(place, cut):
         data[place % len(data)] ^= 1 + place % 255
     with contextlib.suppress(FormatError):
         assert decode_soft(bytes(data)) == SOFT
+
+
+def test_weights_over_255_take_two_bytes():
+    hard = np.zeros((64, 64), np.uint16)
+    hard[:, ::3] = 1
+    soft = soften(hard, "1/32")
+    assert decode_soft(encode_soft(soft)) == soft
+    assert np.load(io.BytesIO(encode_soft(soft)))["further"].dtype == np.uint16
 
 
 def test_a_bomb_is_refused_before_it_is_read():

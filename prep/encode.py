@@ -86,29 +86,26 @@ def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSamp
     if sample.problem is not None:
         raise SampleError(sample.problem)
     check_key(sample.key)
-    data = _read(job, sample.image, prefix)
-    source = decode_source(data, _where(job, sample.image, prefix))
+    name = relative(sample.image, job.root)
+    data = _read(sample.image, prefix + name)
+    source = decode_source(data, prefix + name)
     hard = _read_label(job, sample, source, prefix)
     instances = _read_instances(job, sample, hard, prefix)
+    meta = _meta(split, sample, name, source)
     blocks, mixed = [], []
     for scale in job.scales:
         if scale == FULL:
             members, counts = _full_members(job, source, data, hard, instances), (0, 0)
         else:
             members, counts = _scaled_members(job, source, hard, scale)
-        members["json"] = _meta(job, split, sample, source, scale)
+        members["json"] = encode_meta(meta | {"scale": str(scale)})
         blocks.append(Blocks(sample_blocks(sample.key, members), {name: len(part) for name, part in members.items()}))
         mixed.append(counts)
     return EncodedSample(sample.key, tuple(blocks), _count_pixels(hard, len(job.reader.classes)), tuple(mixed))
 
 
-def _where(job: Job, path: Path, prefix: str) -> str:
-    return prefix + relative(path, job.root)
-
-
-def _read(job: Job, path: Path, prefix: str) -> bytes:
+def _read(path: Path, where: str) -> bytes:
     """A source file's bytes; SampleError where it is missing, unreadable or absurdly large."""
-    where = _where(job, path, prefix)
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -123,8 +120,8 @@ def _read(job: Job, path: Path, prefix: str) -> bytes:
 def _read_label(job: Job, sample: RawSample, source: SourceImage, prefix: str) -> UInt16 | None:
     if sample.label is None:
         return None
-    where = _where(job, sample.label, prefix)
-    hard = job.reader.decode_label(_read(job, sample.label, prefix), where)
+    where = prefix + relative(sample.label, job.root)
+    hard = job.reader.decode_label(_read(sample.label, where), where)
     if hard.shape != source.pixels.shape[:2]:
         (height, width), (rows, columns) = source.pixels.shape[:2], hard.shape
         raise SampleError(f"{where}: label is {columns}x{rows} pixels, its image is {width}x{height}")
@@ -135,8 +132,8 @@ def _read_instances(job: Job, sample: RawSample, hard: UInt16 | None, prefix: st
     """The instance map; only scale 1 stores it, so it is not read without that scale."""
     if sample.instances is None or hard is None or FULL not in job.scales:
         return None
-    data = _read(job, sample.instances, prefix)
-    return job.reader.decode_instances(data, hard, _where(job, sample.instances, prefix))
+    where = prefix + relative(sample.instances, job.root)
+    return job.reader.decode_instances(_read(sample.instances, where), hard, where)
 
 
 def _full_members(
@@ -171,18 +168,11 @@ def _image_member(job: Job, source: SourceImage, pixels: NDArray[np.uint8]) -> d
     return {{"jpeg": "jpg"}.get(form.kind, form.kind): encode_image(pixels, form)}
 
 
-def _meta(job: Job, split: str, sample: RawSample, source: SourceImage, scale: Scale) -> bytes:
-    meta: dict[str, Any] = dict(sample.meta)
-    meta |= {
-        "key": sample.key,
-        "split": split,
-        "source": relative(sample.image, job.root),
-        "size": [int(n) for n in source.pixels.shape[:2]],
-        "scale": str(scale),
-    }
-    if sample.weak is not None:
-        meta["weak"] = list(sample.weak)
-    return encode_meta(meta)
+def _meta(split: str, sample: RawSample, name: str, source: SourceImage) -> dict[str, Any]:
+    """What every scale's json member holds, the scale aside."""
+    size = [int(n) for n in source.pixels.shape[:2]]
+    weak = {} if sample.weak is None else {"weak": list(sample.weak)}
+    return {**sample.meta, "key": sample.key, "split": split, "source": name, "size": size, **weak}
 
 
 def _count_pixels(hard: UInt16 | None, classes: int) -> dict[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,7 +59,7 @@ class ShardRecord:
         return self.name.removesuffix(".tar") + ".index.jsonl"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ShardRecord:

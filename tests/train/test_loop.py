@@ -176,6 +176,16 @@ def test_a_step_is_plain_sgd_on_the_mean_cost(shard_set: Path, tmp_path: Path) -
         torch.testing.assert_close(parameter.detach(), before[name] - lr * gradient, rtol=1e-4, atol=1e-5)
 
 
+def test_every_step_runs_at_the_scheduled_rate(shard_set: Path, tmp_path: Path) -> None:
+    """In the log, and in each group of the optimiser by its own factor."""
+    config = recipe(optim={"encoder_lr_scale": 0.1}, schedule={"warmup_steps": 2}, loop={"steps": 4})
+    made = trainer(shard_set, tmp_path / "run", config)
+    made.run()
+    rates = [learning_rate(step, 4, config.optim, config.schedule) for step in range(4)]
+    assert [line["lr"] for line in read_log(tmp_path / "run") if "lr" in line] == rates
+    assert [group["lr"] for group in made.optimiser.param_groups] == pytest.approx([0.1 * rates[3], rates[3]])
+
+
 def test_training_learns(shard_set: Path, tmp_path: Path) -> None:
     config = recipe(model={"dropout": 0.0}, optim={"name": "adamw", "lr": 0.01}, loop={"steps": 30, "batch": 4})
     summary = trainer(shard_set, tmp_path / "run", config).run()

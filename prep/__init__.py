@@ -1,0 +1,1 @@
+"""Raw datasets become shard sets: readers, taxonomies, the build. ``seg-prep --help``."""

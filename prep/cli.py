@@ -154,3 +154,6 @@ def _shard_bytes(megabytes: float) -> int:
 
 
 main = main_of(command)
+
+if __name__ == "__main__":
+    main()

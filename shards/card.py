@@ -80,8 +80,8 @@ def _reading(m: Manifest) -> str:
     text = (
         "## Reading it without segshards\n\n"
         "Hard labels (scale 1) are PNGs of class ids: 8 bits with void 255 up to 255 classes, else 16 bits with void\n"
-        "65535. Soft labels (other scales) are NumPy archives: the exact share of each class in each cell. `decode` takes\n"
-        "what `np.load` returns for one and gives float32 [h, w, num_classes + 1], the last plane void.\n\n"
+        "65535. Soft labels (other scales) are NumPy archives: the exact share of each class in each cell.\n"
+        "`decode` takes what `np.load` returns for one and gives float32 [h, w, num_classes + 1], void last.\n\n"
         f"```python\n{RECIPE}```\n"
     )
     soft = [scale for scale in m.scales if scale != "1"]

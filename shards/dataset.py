@@ -170,6 +170,8 @@ def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str) ->
     instances = decode_instances(members["inst.png"], f"{where} [inst.png]") if "inst.png" in members else None
     pixels = decode_image(members[image], f"{where} [{image}]")
     sample = Sample(str(meta.get("key", "")), pixels, hard, soft, _weak(meta, num_classes, where), instances, meta)
+    if soft is not None and soft.largest_id >= num_classes:
+        raise FormatError(where, f"class id {soft.largest_id} found; expected ids below {num_classes}", "soft.npz")
     for name, part in (("seg.png", hard), ("soft.npz", soft), ("inst.png", instances)):
         if part is not None and part.shape != pixels.shape[:2]:
             raise FormatError(where, f"{part.shape} found for an image of {pixels.shape[:2]}", name)

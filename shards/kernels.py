@@ -12,6 +12,7 @@ import numba as nb
 import numpy as np
 
 IGNORE = 65535
+FINEST = 1 << 32  # weights over 2^16 on both axes
 _jit = nb.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
 
 
@@ -156,8 +157,12 @@ def _apportion(ids: Any, sums: Any, used: int, total: int, denominator: int, sha
     """Largest remainder: integer ``shares`` of ``denominator`` in proportion to ``sums``; ties to the lower id."""
     left = denominator
     for e in range(used):
-        shares[e] = sums[e] * denominator // total
-        sums[e] = sums[e] * denominator % total
+        if total == FINEST:  # the usual case; a division by a variable costs as much as the rest of the cell
+            shares[e] = sums[e] * denominator >> 32
+            sums[e] = sums[e] * denominator & (FINEST - 1)
+        else:
+            shares[e] = sums[e] * denominator // total
+            sums[e] = sums[e] * denominator % total
         left -= shares[e]
     while left > 0:
         best = 0
@@ -170,24 +175,45 @@ def _apportion(ids: Any, sums: Any, used: int, total: int, denominator: int, sha
 
 
 @_jit
-def _uniform(hard: Any, y0: int, ny: int, x0: int, nx: int) -> bool:
-    first = hard[y0, x0]
-    for y in range(y0, y0 + ny):
-        for x in range(x0, x0 + nx):
-            if hard[y, x] != first:
-                return False
-    return True
+def _compare_rows(hard: Any, y0: int, ny: int, differs: Any) -> None:
+    """``differs`` [W]: nonzero where a column of rows y0 to y0 + ny - 1 holds more than one class (vectorises)."""
+    top = hard[y0]
+    differs[:] = 0
+    for y in range(y0 + 1, y0 + ny):
+        row = hard[y]
+        for x in range(len(differs)):
+            differs[x] |= row[x] ^ top[x]
 
 
 @_jit
-def _weigh_cell(hard: Any, y0: int, wy: Any, x0: int, wx: Any, ids: Any, sums: Any) -> int:
+def _uniform(top: Any, differs: Any, x0: int, nx: int) -> bool:
+    """Whether columns x0 to x0 + nx - 1 hold one class, given their first row and ``_compare_rows``."""
+    odd = differs[x0]
+    for x in range(x0 + 1, x0 + nx):
+        odd |= differs[x] | (top[x] ^ top[x0])
+    return bool(odd == 0)
+
+
+@_jit
+def _weigh_cell(hard: Any, y0: int, wy: Any, ny: int, x0: int, wx: Any, nx: int, ids: Any, sums: Any) -> int:
     """Sum the separable weights of one cell by class into ``ids`` and ``sums``; returns how many classes."""
-    used = 0
-    for a in range(len(wy)):
-        for b in range(len(wx)):
-            weight = wy[a] * wx[b]
-            if weight:
-                used = _put(ids, sums, 0, used, hard[y0 + a, x0 + b], weight)
+    first = hard[y0, x0]
+    used = 1
+    ids[0] = first
+    own = 0
+    for a in range(ny):
+        part = 0
+        for b in range(nx):
+            id = hard[y0 + a, x0 + b]
+            if id == first:
+                part += wx[b]
+            elif wy[a] * wx[b]:
+                used = _put(ids, sums, 0, used, id, wy[a] * wx[b])
+        own += part * wy[a]
+    sums[0] = own
+    if own == 0:  # a first pixel of weight 0
+        used -= 1
+        ids[0], sums[0] = ids[used], sums[used]
     return used
 
 
@@ -204,13 +230,16 @@ def weigh_cells(
     h, w = base.shape
     widest = wy.shape[1] * wx.shape[1] + 1
     cid, csum, share = np.empty(widest, np.int64), np.empty(widest, np.int64), np.empty(widest, np.int64)
+    differs = np.empty(hard.shape[1], np.uint16)
     end, mixed = 0, 0
     for i in range(h):
+        _compare_rows(hard, fy[i], ny[i], differs)
+        top = hard[fy[i]]
         for j in range(w):
-            base[i, j] = hard[fy[i], fx[j]]
-            if _uniform(hard, fy[i], ny[i], fx[j], nx[j]):
+            base[i, j] = top[fx[j]]
+            if _uniform(top, differs, fx[j], nx[j]):
                 continue
-            used = _weigh_cell(hard, fy[i], wy[i, : ny[i]], fx[j], wx[j, : nx[j]], cid, csum)
+            used = _weigh_cell(hard, fy[i], wy[i], ny[i], fx[j], wx[j], nx[j], cid, csum)
             _apportion(cid, csum, used, total, denominator, share)
             _sort(cid, share, 0, used)
             while used > 1 and share[used - 1] == 0:
@@ -220,8 +249,9 @@ def weigh_cells(
                 continue
             if end + used > len(ids) or mixed + 1 >= len(cells):
                 return -1
-            ids[end : end + used] = cid[:used]
-            weights[end : end + used] = share[:used]
+            for e in range(used):  # a slice assignment costs more than the cell
+                ids[end + e] = cid[e]
+                weights[end + e] = share[e]
             cells[mixed] = i * w + j
             counts[mixed + 1] = used
             end += used

@@ -58,6 +58,8 @@ def soften_to(hard: U16, size: tuple[int, int], filter: str = "triangle") -> Sof
         raise SettingsError(f"target size {size[0]}x{size[1]} found; expected at least 1x1")
     if size == hard.shape:
         return SoftLabel.from_hard(hard)
+    if filter == "bilinear" and hard.shape == (2 * size[0], 2 * size[1]):
+        return _soften_box(hard, 2, size)  # equation 4 of the paper: at 1/2 it is the mean of four
     rows, columns = axis_weights(hard.shape[0], size[0], filter), axis_weights(hard.shape[1], size[1], filter)
     total = rows.denominator * columns.denominator
     denominator = total if total <= ROUNDED else ROUNDED

@@ -124,14 +124,11 @@ def _verify_sample(
 
 
 def _sample_problems(sample: Sample, key: str, scale: str, manifest: Manifest, labelled: bool) -> Iterator[str]:
-    classes = len(manifest.classes["names"])
     if sample.key != key:
         yield f"metadata names the key {sample.key!r}"
     label = sample.hard if scale == "1" else sample.soft
     if labelled != (label is not None):
         yield f"{'no label' if labelled else 'a label'} found in a split that is {'' if labelled else 'not '}labelled"
-    if sample.soft is not None and sample.soft.largest_id >= classes:
-        yield f"class id {sample.soft.largest_id} found; expected ids below {classes}"
     size = sample.meta.get("size")
     if not (isinstance(size, list) and len(size) == 2 and all(type(v) is int and v > 0 for v in size)):
         yield f"metadata has size {size!r}; expected [height, width] of the source image"

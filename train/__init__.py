@@ -1,0 +1,1 @@
+"""Shard sets become models, scores and pictures. The only package that imports torch. ``seg-train --help``."""

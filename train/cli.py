@@ -158,3 +158,6 @@ def _told(summary: Summary, setup: Run, quiet: bool) -> int:
 
 
 main = main_of(command)
+
+if __name__ == "__main__":
+    main()

@@ -48,6 +48,7 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the scores to this file.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. Default: RUN/report-SPLIT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
+@click.option("--input-scale", help="Scale of the image that the network is shown: 1, 1/4. Default: the recipe's.")
 @click.option("--limit", type=click.IntRange(1), help="Score the first so many samples only.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
@@ -59,6 +60,7 @@ def command(
     json_file: Path | None,
     report: Path | None,
     device: str,
+    input_scale: str | None,
     limit: int | None,
     quiet: bool,
 ) -> None:
@@ -71,7 +73,8 @@ def command(
     from train.run import open_run
 
     run = open_run(folder)
-    target = open_for_scoring(shard_set, split, run.recipe.eval.input_scale, run.classes, f"run {folder}")
+    shown = input_scale or run.recipe.eval.input_scale
+    target = open_for_scoring(shard_set, split, shown, run.classes, f"run {folder}")
     with join(device) as world:
         views = views_of(run.recipe, world.device, factors, flip)
         result, page = _evaluate(run, target, views, world, report or folder / f"report-{split}", limit, quiet)
@@ -147,3 +150,6 @@ def _table(result: dict[str, Any]) -> str:
 
 
 main = main_of(command)
+
+if __name__ == "__main__":
+    main()

@@ -45,3 +45,6 @@ def command(
 
 
 main = main_of(command)
+
+if __name__ == "__main__":
+    main()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import shutil
 
+import numpy as np
 import pytest
 
-from shards import FormatError
+from shards import FormatError, SoftLabel
+from shards.codec import encode_soft
 from shards.verify import count_steps, verify
 from tests.shards import build as builder
 from tests.shards.build import build
@@ -51,6 +53,11 @@ def test_flipped_bits_and_truncations_are_found_and_named(shard_set, tmp_path):
         ("json", lambda data, other: other, "names the key"),
         ("png", lambda data, other: data[: len(data) // 2], "damaged image"),
         ("soft.npz", None, "no label"),
+        (
+            "soft.npz",
+            lambda data, other: encode_soft(SoftLabel.from_hard(np.full((16, 24), 3, np.uint16))),
+            "class id 3",
+        ),
         ("json", lambda data, other: data.replace(b"[32,48]", b"[33,48]"), "does not fit a source"),
     ],
 )

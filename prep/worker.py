@@ -84,13 +84,12 @@ def _encode_in_processes(
         while left and not any_ready(ready):
             chunk = left.popleft()
             yield chunk, encode_chunk(job, chunk)
-        while left:
-            chunk = left.popleft()
-            in_flight.append((chunk, pool.submit(_encode_in_worker, chunk)))
-            if len(in_flight) >= workers + _SPARE:
+        with _death_is_one_line():
+            while left or in_flight:
+                while left and len(in_flight) < workers + _SPARE:
+                    chunk = left.popleft()
+                    in_flight.append((chunk, pool.submit(_encode_in_worker, chunk)))
                 yield _result(in_flight)
-        while in_flight:
-            yield _result(in_flight)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -102,12 +101,18 @@ def any_ready(first: Sequence[Future[int]]) -> bool:
 
 def _result(in_flight: deque[tuple[Chunk, Future[EncodedChunk]]]) -> tuple[Chunk, EncodedChunk]:
     chunk, future = in_flight.popleft()
+    return chunk, future.result()
+
+
+@contextmanager
+def _death_is_one_line() -> Iterator[None]:
+    """A broken pool as an error for people; it shows where work is handed out as well as where it comes back."""
     try:
-        return chunk, future.result()
+        yield
     except BrokenProcessPool:
         raise UserError(
-            f"a worker process died near sample '{chunk.samples[0].key}' of split '{chunk.split}', as a rule for lack "
-            "of memory: run the same command again to continue, with fewer --workers"
+            "a worker process died, as a rule for lack of memory: run the same command again to continue, with fewer "
+            "--workers"
         ) from None
 
 

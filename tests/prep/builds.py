@@ -40,6 +40,11 @@ def die(_: object) -> None:
     os._exit(9)
 
 
+def die_at_start(*_: object) -> None:
+    """A worker's start that ends it."""
+    os._exit(9)
+
+
 class SegPrep:
     """Runs the command as the console script does."""
 

@@ -26,7 +26,7 @@ from shards.manifest import load_manifest
 from shards.scale import Scale
 from shards.verify import verify
 from tests.fakes import fake_camvid, fake_cityscapes, save
-from tests.prep.builds import die, run_build, tree
+from tests.prep.builds import die, die_at_start, run_build, tree
 
 
 @pytest.mark.parametrize("format", ["webdataset", "zarr"])
@@ -209,6 +209,14 @@ def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     assert most <= 4 + 1
 
 
+def test_workers_that_die_while_they_start_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 40})
+    monkeypatch.setattr(worker, "_start_worker", die_at_start)
+    monkeypatch.setattr(worker, "any_ready", lambda first: [future.exception() for future in first])
+    with pytest.raises(UserError, match=r"a worker process died.*fewer --workers"):
+        run_build("camvid", root, tmp_path / "out", workers=2)
+
+
 def test_this_process_goes_on_until_a_worker_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fake_camvid(tmp_path / "cv", {"val": 20})
     monkeypatch.setattr(worker, "any_ready", lambda first: False)
@@ -227,7 +235,7 @@ def test_small_builds_start_no_process(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fake_camvid(tmp_path / "cv", {"val": 40})
     monkeypatch.setattr(worker, "_encode_in_worker", die)
-    with pytest.raises(UserError, match=r"a worker process died near sample .* fewer --workers"):
+    with pytest.raises(UserError, match=r"a worker process died.*fewer --workers"):
         run_build("camvid", root, tmp_path / "out", workers=2)
 
 

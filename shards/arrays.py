@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from shards.codec import image_suffix
 from shards.errors import FormatError
@@ -35,6 +34,8 @@ def pack(tars: Sequence[Tar], store: Path) -> None:
         tars: finished shards of one split and scale.
         store: the store's folder; must not exist.
     """
+    import zarr  # here: it takes longer to import than all the rest, and tar sets never need it
+
     group = zarr.create_group(str(store), zarr_format=3)
     entries = [entry for _, part in tars for entry in part]
     _write(group, "key", [len(e.key.encode()) for e in entries], (e.key.encode() for e in entries))
@@ -112,6 +113,8 @@ class ZarrReader:
     def _open(self) -> None:
         if self._group is not None:
             return
+        import zarr
+
         try:
             self._group = zarr.open_group(str(self._store), mode="r", zarr_format=3)
             names = sorted(name for name, _ in self._group.groups())

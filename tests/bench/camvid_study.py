@@ -1,17 +1,22 @@
 """The soft-label paper's claim on real CamVid: soft against nearest-neighbour labels, everything else equal.
 
-    python -m tests.bench.camvid_study --steps 1500 --jobs 2
-    python -m tests.bench.camvid_study --table-only --plot docs/camvid.svg
+    python -m tests.bench.camvid_study --jobs 2 --plot docs/camvid-study.svg
+    python -m tests.bench.camvid_study --protocol rescale --scales 1/4,1/8 --out runs/camvid-study-rescale
+    python -m tests.bench.camvid_study --table-only
 
 Drives the public commands only (seg-prep, seg-train, seg-eval), one thread a run, --jobs runs at a time. For every
 seed, training scale and arm it trains recipe camvid-efficientnet-lite0 from ImageNet weights and scores the result on
 val at full source resolution. Arms: soft; nearest (the source label at each cell's centre, as Pillow and
 torch "nearest-exact" take it); nearest-corner (at the cell's corner, as torch "nearest" and OpenCV take it).
 
---eval-input-scale says what the network is fed when it is scored: "same" the scale it was trained at, or a stored
-scale such as 1. It may be stopped at any time: finished runs are skipped, a broken one is resumed. Writes
-OUT/results.jsonl, one line a run, and prints Markdown tables: mean and sample deviation over seeds, gains paired by
-seed, and the same over thin classes. Needs SEGSHARDS_DATA with camvid/ and weights/.
+Protocols: "stored" trains on images stored at the scale, on a random window of at most 90 x 120 cells, so that a step
+costs the same at 1/2 and 1/4; "rescale" follows the paper: the source resized at random (bilinear) to between the
+scale and twice the scale, then a crop of the scale's size. --fed says what the network is shown when it is scored:
+"same" the scale it was trained at, or stored scales such as 1.
+
+It may be stopped at any time: finished runs are skipped, a broken one is resumed. Writes OUT/results.jsonl, one line
+a score, and prints Markdown tables: mean and sample deviation over seeds, gains paired by seed, and the same over
+thin classes. Needs SEGSHARDS_DATA with camvid/ and weights/.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,6 +42,8 @@ RECIPE = "camvid-efficientnet-lite0"
 ARMS = ("soft", "nearest", "nearest-corner")
 THIN = ("Pole", "SignSymbol", "Fence", "Pedestrian", "Bicyclist")
 STORED = ("1", "1/2", "1/4", "1/8")
+SOURCE = (360, 480)  # CamVid's size in this release
+WINDOW = (90, 120)  # cells of a training crop at most
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NO_COLOR": "1"}
 MODULES = {"seg-prep": "prep.cli", "seg-train": "train.cli", "seg-eval": "train.cli_eval"}
 
@@ -64,7 +72,8 @@ class Study:
     data: Path
     weights: Path
     steps: int
-    eval_input_scale: str
+    fed: tuple[str, ...]
+    protocol: str
     device: str
     overrides: tuple[str, ...]
 
@@ -77,7 +86,7 @@ class Study:
         """What decides the results; a folder is held to it."""
         return {
             "steps": self.steps,
-            "eval_input_scale": self.eval_input_scale,
+            "protocol": self.protocol,
             "recipe": RECIPE,
             "weights": self.weights.name,
             "overrides": list(self.overrides),
@@ -106,41 +115,68 @@ def prepare(study: Study) -> None:
     call("seg-prep", "camvid", "--root", study.data / "camvid", "--out", study.shard_set, "--scales", scales)
 
 
-def train_and_score(study: Study, case: Case) -> None:
-    """One run, from wherever it stands to its scores."""
-    run = study.out / case.folder
-    scores = run / "val.json"
-    if scores.exists():
-        return
-    fed = case.scale if study.eval_input_scale == "same" else study.eval_input_scale
+def geometry(protocol: str, scale: str) -> list[str]:
+    """The settings that a protocol needs at a training scale."""
+    ratio = Fraction(scale)
+    height, width = (int(n * ratio) for n in SOURCE)
+    if protocol == "rescale":
+        span = f"augment.rescale=[{float(ratio)}, {float(2 * ratio)}]"
+        return ['data.mode="rescale"', 'augment.filter="bilinear"', f"augment.crop=[{height}, {width}]", span]
+    window = [min(height, WINDOW[0]), min(width, WINDOW[1])]
+    return [f"augment.crop={window}"]
+
+
+def train(study: Study, case: Case) -> None:
+    """One run, from wherever it stands."""
+    run, log = study.out / case.folder, study.out / f"{case.folder}.log"
+    scales = "1" if study.protocol == "rescale" else case.scale
     settings = [
-        f'data.scales=["{case.scale}"]',
+        f'data.scales=["{scales}"]',
         f'data.labels="{case.arm}"',
         "data.workers=0",
         f"loop.seed={case.seed}",
         f"loop.steps={study.steps}",
         "loop.checkpoint_every=200",
         "loop.image_every=0",
+        "model.output_stride=8",
         f"model.weights={json.dumps(str(study.weights))}",
-        f'eval.input_scale="{fed}"',
+        f'eval.input_scale="{case.scale}"',
+        *geometry(study.protocol, case.scale),
         *study.overrides,
     ]
     options = [word for setting in settings for word in ("--set", setting)]
     resume = ["--resume"] if (run / "run.json").exists() else []
-    log = study.out / f"{case.folder}.log"
-    train = ["--shards", study.shard_set, "--recipe", RECIPE, "--out", run, "--device", study.device]
-    call("seg-train", *train, *options, *resume, log=log)
-    partly = run / ".val.json.part"
-    score = ["--run", run, "--shards", study.shard_set, "--split", "val", "--device", study.device]
-    call("seg-eval", *score, "--json", partly, log=log)
-    partly.replace(scores)
+    base = ["--shards", study.shard_set, "--recipe", RECIPE, "--out", run, "--device", study.device]
+    call("seg-train", *base, *options, *resume, log=log)
 
 
-def collect(out: Path, cases: Iterable[Case]) -> list[Result]:
+def scores_file(out: Path, case: Case, fed: str) -> Path:
+    """Where the scores of a run lie that was shown images at scale `fed` ("same": its training scale)."""
+    return out / case.folder / f"val-{fed.replace('/', '-')}.json"
+
+
+def train_and_score(study: Study, case: Case) -> None:
+    """One run and its scores; what is there already is not made again."""
+    for fed in study.fed:
+        path = scores_file(study.out, case, fed)
+        if path.exists():
+            continue
+        if not (study.out / case.folder / "trained").exists():
+            train(study, case)
+            (study.out / case.folder / "trained").touch()
+        partly = path.with_suffix(".part")
+        base = ["--run", study.out / case.folder, "--shards", study.shard_set, "--split", "val"]
+        shown = case.scale if fed == "same" else fed
+        options = ["--device", study.device, "--input-scale", shown, "--json", partly]
+        call("seg-eval", *base, *options, log=study.out / f"{case.folder}.log")
+        partly.replace(path)
+
+
+def collect(out: Path, cases: Iterable[Case], fed: Sequence[str]) -> list[Result]:
     """The results of all finished runs, also written to results.jsonl."""
     results = []
-    for case in cases:
-        path = out / case.folder / "val.json"
+    for case, shown in product(cases, fed):
+        path = scores_file(out, case, shown)
         if path.exists():
             scores = json.loads(path.read_text())
             results.append(
@@ -148,6 +184,7 @@ def collect(out: Path, cases: Iterable[Case]) -> list[Result]:
                     "arm": case.arm,
                     "scale": case.scale,
                     "seed": case.seed,
+                    "fed": shown,
                     "miou": 100 * scores["miou"],
                     "thin": 100 * statistics.mean(scores["per_class"][name] or 0.0 for name in THIN),
                     "pixel_accuracy": 100 * scores["pixel_accuracy"],
@@ -233,11 +270,12 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/camvid-study"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--scales", default="1/2,1/4,1/8")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--eval-input-scale", default="same", help="same, or a stored scale such as 1")
+    parser.add_argument("--fed", default="same,1", help="scales shown when scoring: same, or stored ones such as 1")
+    parser.add_argument("--protocol", default="stored", choices=["stored", "rescale"])
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="passed on to every seg-train")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "auto"])
@@ -269,10 +307,20 @@ def run_all(study: Study, cases: Sequence[Case], jobs: int) -> list[str]:
     return failed
 
 
+def show(results: Sequence[Result], arms: Sequence[str], scales: Sequence[str], shown: str) -> None:
+    """Print the tables of the scores with one kind of input."""
+    print(f"\nFed at {shown}: mean IoU (%) on CamVid val at full resolution, mean ± sample deviation (seeds)\n")
+    print(table(results, arms, scales, "miou"))
+    print(f"\nThin classes ({', '.join(THIN)})\n")
+    print(table(results, arms, scales, "thin"), end="\n\n")
+    print(class_table(results, scales))
+
+
 def main() -> None:
     """Run the study and show it."""
     options = parse()
     arms, scales = options.arms.split(","), options.scales.split(",")
+    fed = tuple(options.fed.split(","))
     seeds = [int(seed) for seed in options.seeds.split(",")]
     cases = [Case(arm, scale, seed) for seed, scale, arm in product(seeds, scales, arms)]  # whole seeds come first
     failed: list[str] = []
@@ -286,22 +334,22 @@ def main() -> None:
             data,
             weights[0],
             options.steps,
-            options.eval_input_scale,
+            fed,
+            options.protocol,
             options.device,
             tuple(options.overrides),
         )
         failed = run_all(study, cases, options.jobs)
-    results = collect(options.out, cases)
-    print(f"\n{len(results)} of {len(cases)} runs; " + (options.out / "study.json").read_text().strip())
-    if results:
-        print("\nMean IoU (%) on CamVid val at full resolution: mean ± sample deviation (seeds)\n")
-        print(table(results, arms, scales, "miou"))
-        print(f"\nThin classes ({', '.join(THIN)})\n")
-        print(table(results, arms, scales, "thin"), end="\n\n")
-        print(class_table(results, scales))
-        if options.plot:
-            plot(results, arms, scales, options.plot)
-            print(f"\ncurves: {options.plot}")
+    results = collect(options.out, cases, fed)
+    print(f"\n{len(results)} of {len(cases) * len(fed)} scores; " + (options.out / "study.json").read_text().strip())
+    for shown in fed:
+        part = [result for result in results if result["fed"] == shown]
+        if part:
+            show(part, arms, scales, "the training scale" if shown == "same" else f"scale {shown}")
+    same = [result for result in results if result["fed"] == fed[0]]
+    if options.plot and same:
+        plot(same, arms, scales, options.plot)
+        print(f"\ncurves: {options.plot}")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
 

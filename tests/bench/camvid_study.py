@@ -138,7 +138,6 @@ def train(study: Study, case: Case) -> None:
         f"loop.steps={study.steps}",
         "loop.checkpoint_every=200",
         "loop.image_every=0",
-        "model.output_stride=8",
         f"model.weights={json.dumps(str(study.weights))}",
         f'eval.input_scale="{case.scale}"',
         *geometry(study.protocol, case.scale),

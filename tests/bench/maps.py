@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from prep import scenes
+from prep.scenes import write as scenes
 from prep.taxonomy import load_remap
 from shards import IGNORE
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import shards
-from prep import scenes
+from prep.scenes import write as scenes
 from prep.taxonomy import load_classes, load_remap
 from shards.picture import blend, colourise
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import shards
-from prep import scenes
+from prep.scenes import write as scenes
 from prep.taxonomy import load_remap
 from tests.bench.timing import alternate, markdown
 from train.batch import Batch, Item, collate, planar, targets_of

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from prep import scenes
 from prep.datasets import load_reader
-from prep.scenes_canvas import Camera, Canvas
-from prep.scenes_street import Street
+from prep.scenes import write as scenes
+from prep.scenes.canvas import Camera, Canvas
+from prep.scenes.street import Street
 from prep.taxonomy import rows
 from shards import IGNORE
 from shards.errors import LayoutError, SettingsError

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prep.scenes_canvas import Board, Canvas, Colour, Points, pick, scaled, shadow
+from prep.scenes.canvas import Board, Canvas, Colour, Points, pick, scaled, shadow
 
 PERSON, RIDER, CAR, BICYCLE = 24, 25, 26, 33  # Cityscapes label ids
 

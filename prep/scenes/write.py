@@ -25,11 +25,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from prep import scenes_furniture as furniture
-from prep import scenes_street as street_parts
-from prep import scenes_traffic as traffic
-from prep.scenes_canvas import Canvas, Points
-from prep.scenes_street import Street
+from prep.scenes import furniture, traffic
+from prep.scenes import street as street_parts
+from prep.scenes.canvas import Canvas, Points
+from prep.scenes.street import Street
 from shards.errors import SettingsError
 from shards.terminal import Progress, main_of
 
@@ -221,6 +220,3 @@ def cli(out: Path, train: int, val: int, size: str, seed: int, quiet: bool) -> N
 
 
 main = main_of(cli)
-
-if __name__ == "__main__":
-    main()

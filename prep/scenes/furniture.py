@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prep.scenes_canvas import Board, Canvas, Colour, pick, scaled, shadow, upright
+from prep.scenes.canvas import Board, Canvas, Colour, pick, scaled, shadow, upright
 
 FENCE, POLE, LIGHT, SIGN, VEGETATION, STATIC = 13, 17, 19, 20, 21, 4  # Cityscapes label ids
 BINS: tuple[Colour, ...] = ((92, 100, 104), (60, 84, 66), (44, 46, 52), (196, 160, 62))

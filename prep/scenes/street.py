@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from prep.scenes_canvas import Camera, Canvas, Colour, Points, scaled, upright
+from prep.scenes.canvas import Camera, Canvas, Colour, Points, scaled, upright
 
 ROAD, SIDEWALK, BUILDING, VEGETATION, TERRAIN, SKY = 7, 8, 11, 21, 22, 23  # Cityscapes label ids
 FAR = 110.0  # metres: where the street ends

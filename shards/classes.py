@@ -90,7 +90,7 @@ class ClassTable:
         try:
             names, colours = tuple(table["names"]), tuple((int(r), int(g), int(b)) for r, g, b in table["colours"])
             columns = tuple(table["wnids"]), tuple(table["categories"]), tuple(table["things"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SettingsError("class table lacks names, colours, wnids, categories or things") from error
         texts = [*names, *(v for column in columns[:2] for v in column if v is not None)]
         if not all(isinstance(v, str) for v in texts) or not all(v is None or type(v) is bool for v in columns[2]):

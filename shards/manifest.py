@@ -190,25 +190,32 @@ def parse_manifest(data: bytes, where: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(raw)
         table = manifest.class_table
+        whole = manifest_bytes(seal(manifest)) == data and table.digest == manifest.classes_digest
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "top level"
         raise FormatError(where, f"{place}: {first['msg']}; restore it or build again with --fresh") from error
-    except SettingsError as error:
-        raise FormatError(where, f"classes: {error}") from error
-    if manifest_bytes(seal(manifest)) != data or table.digest != manifest.classes_digest:
+    except SettingsError as error:  # of a class table, a scale or a filter
+        raise FormatError(where, f"{error}; restore it or build again with --fresh") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # NaN, half a surrogate pair, nested too deep
+        raise FormatError(where, "holds values that JSON cannot; restore it or build again with --fresh") from error
+    if not whole:
         raise FormatError(where, "does not match its own digest: damaged or edited; restore it or build with --fresh")
     _check_counts(manifest, where)
     return manifest
 
 
 def _check_counts(manifest: Manifest, where: str | Path) -> None:
-    """Counts agree with each other and every split holds every scale, else FormatError."""
+    """Counts agree with each other and every split holds every scale in the set's format, else FormatError."""
+    if not manifest.splits or not manifest.scales:
+        raise FormatError(where, "holds no split or no scale; build again with --fresh")
     for name, split in manifest.splits.items():
         if list(split.scales) != sorted(manifest.scales):
             raise FormatError(where, f"split {name} holds scales {list(split.scales)}; expected {manifest.scales}")
         for scale, part in split.scales.items():
-            shards_fit = not part.shards or [s.samples for s in part.shards] == part.groups
+            if (part.store is not None) != (manifest.format == "zarr") or (part.store and part.shards):
+                raise FormatError(where, f"split {name} at {scale} is not stored as {manifest.format}")
+            shards_fit = part.store is not None or [s.samples for s in part.shards] == part.groups
             if sum(part.groups) != split.samples or not shards_fit:
                 raise FormatError(where, f"split {name} at {scale}: sample counts do not add up to {split.samples}")
 

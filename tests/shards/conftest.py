@@ -18,6 +18,14 @@ def shard_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def zarr_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a shard set in Zarr stores."""
+    folder = tmp_path_factory.mktemp("stores")
+    build(folder, "zarr")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tar_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a shard set in tar shards."""
     folder = tmp_path_factory.mktemp("tars")

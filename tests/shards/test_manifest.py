@@ -36,6 +36,14 @@ def test_every_truncation_is_found(tar_set, place):
         parse_manifest(data[: place % len(data)], "m")
 
 
+def nested(depth):
+    """A list in a list in a list ..."""
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
@@ -53,6 +61,11 @@ def test_every_truncation_is_found(tar_set, place):
         (["extra"], 1, "extra"),
         (["classes", "names", 0], "car", "found twice"),
         (["filter"], "cubic", "cubic"),
+        (["scales", 0], "1/0", "'1/0' found"),
+        (["title"], "\ud800", "JSON cannot"),
+        (["settings"], {"x": float("nan")}, "own digest"),
+        (["settings"], {"x": nested(900)}, "JSON cannot"),
+        (["classes", "colours", 0, 0], float("inf"), "class table"),
         (["void"], 255, "void"),
     ],
 )
@@ -62,7 +75,7 @@ def test_wrong_values_are_named(tar_set, path, value, says):
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = value
-    data = json.dumps(raw, sort_keys=True, indent=1, ensure_ascii=False).encode() + b"\n"
+    data = json.dumps(raw, sort_keys=True, indent=1).encode() + b"\n"
     with pytest.raises(FormatError, match=says):
         parse_manifest(data, "m")
 
@@ -75,6 +88,24 @@ def test_counts_must_add_up(tar_set):
     wrong = seal(manifest.model_copy(update={"splits": {**manifest.splits, "train": split}}))
     with pytest.raises(FormatError, match="add up"):
         parse_manifest(manifest_bytes(wrong), "m")
+
+
+@pytest.mark.parametrize("format", ["tar_set", "zarr_set"])
+def test_every_scale_is_stored_in_the_sets_format(format, request):
+    from shards.manifest import seal
+
+    manifest = load_manifest(request.getfixturevalue(format))
+    for change in ({"shards": []}, {"store": None}, {"store": "x"}, {"store": "x", "shards": []}):
+        split = manifest.splits["train"]
+        part = split.scales["1"].model_copy(update=change)
+        if part == split.scales["1"] or (part.store and not part.shards and manifest.format == "zarr"):
+            continue
+        split = split.model_copy(update={"scales": {**split.scales, "1": part}})
+        wrong = seal(manifest.model_copy(update={"splits": {**manifest.splits, "train": split}}))
+        with pytest.raises(FormatError, match=r"not stored as|add up"):
+            parse_manifest(manifest_bytes(wrong), "m")
+    with pytest.raises(FormatError, match="no split"):
+        parse_manifest(manifest_bytes(seal(manifest.model_copy(update={"splits": {}}))), "m")
 
 
 def test_no_manifest_says_what_to_do(tmp_path):

@@ -125,12 +125,12 @@ def command(
         return 0
     workers = options["workers"] or os.cpu_count() or 1
     outcome = build(reader, settings, out, workers=workers, fresh=options["fresh"], quiet=options["quiet"])
-    over = outcome.state is not None and len(outcome.state.bad) > options["max_bad"]
-    bad = outcome.state is not None and bool(outcome.state.bad)
-    click.echo(describe_outcome(outcome, out, options["max_bad"]), err=bad) if bad else say(
-        describe_outcome(outcome, out, options["max_bad"]), options["quiet"]
-    )
-    return 1 if over else 0
+    text = describe_outcome(outcome, out, options["max_bad"])
+    if outcome.bad:
+        click.echo(text, err=True)
+    else:
+        say(text, options["quiet"])
+    return 1 if len(outcome.bad) > options["max_bad"] else 0
 
 
 def _settings(dataset: str, root: Path, options: dict[str, Any]) -> Settings:

@@ -22,7 +22,7 @@ LOCK = "lock"
 _OURS = re.compile(
     r"\.?(manifest\.json|README\.md|stats\.json|quarantine\.jsonl)(\.tmp)?"
     r"|\.build/.*"
-    r"|[^/]+/[0-9]+(-[0-9]+)?/([^/]+-[0-9]{5}\.(tar|index\.jsonl)|[^/]+\.zarr/.*)"
+    r"|[^/]+/[0-9]+(-[0-9]+)?/([^/]+-[0-9]{5,}\.(tar|index\.jsonl)|[^/]+\.zarr/.*)"
 )
 
 
@@ -49,10 +49,13 @@ def foreign_files(out: Path) -> list[str]:
     """Files in `out` that no build of ours writes; everything, where no build of ours is there."""
     if not out.is_dir():
         return []
-    names = sorted(
-        path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()
-    )
+    names = sorted(path.relative_to(out).as_posix() for path in _files(out))
     return [name for name in names if not (is_ours(out) and _OURS.fullmatch(name))]
+
+
+def _files(folder: Path) -> list[Path]:
+    """Everything below a folder that is no folder; links count as files."""
+    return [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
 
 
 def check_no_foreign(out: Path) -> None:
@@ -73,7 +76,8 @@ def clear(out: Path) -> None:
     (out / "manifest.json").unlink(missing_ok=True)
     for path in sorted(out.iterdir()):
         if path.is_dir() and path.name != BUILD:
-            shutil.rmtree(path)
+            if _files(path):  # empty folders may be anybody's
+                shutil.rmtree(path)
         elif path.name != BUILD:
             path.unlink()
     for path in sorted((out / BUILD).iterdir()):  # the lock file stays: it is held
@@ -96,7 +100,7 @@ def locked(out: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:  # another error (no locks on this file system) is told as it is
             raise _busy(out) from None
         if not _is_file(handle, build / LOCK):  # the other build ended between our two lines, and took it away
             raise _busy(out)
@@ -118,8 +122,13 @@ def _is_file(handle: int, path: Path) -> bool:
 
 
 def _remove_empty(build: Path, created: list[Path]) -> None:
-    """Take away the folders that were made for nothing: a build that fails at once leaves no trace."""
-    if build.is_dir() and [path.name for path in build.iterdir()] == [LOCK] and build in created:
+    """Take away the folders that were made for nothing: a build that fails at once leaves no trace.
+
+    What a stopped --fresh has left keeps the lock file, which says that it is ours.
+    """
+    if not build.is_dir() or build not in created or [path.name for path in build.iterdir()] != [LOCK]:
+        return
+    if (build.parent / "manifest.json").exists() or _files(build.parent) == [build / LOCK]:
         (build / LOCK).unlink()
         for path in created:
             if path.is_dir() and not any(path.iterdir()):

@@ -60,17 +60,18 @@ def describe_outcome(outcome: Outcome, out: Path, max_bad: int) -> str:
     manifest, state = outcome.manifest, outcome.state
     splits = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
     if state is None:
-        return f"{out} is complete with these settings ({splits} samples); nothing to do"
-    size = sum(file.bytes for file in manifest.all_files())
-    rate = sum(split.samples for split in manifest.splits.values()) / max(state.seconds, 1e-9)
-    lines = [f"{out}: {splits} samples, {_size(size)}, {state.seconds:.1f} s ({rate:.1f} samples/s)"]
-    if state.bad:
-        lines += [f"  {bad.split} {bad.key}: {bad.reason}" for bad in state.bad[:_SHOWN]]
-        if len(state.bad) > _SHOWN:
-            lines.append(f"  ... and {len(state.bad) - _SHOWN} more")
-        verdict = "more than" if len(state.bad) > max_bad else "within"
+        lines = [f"{out} is complete with these settings ({splits} samples); nothing to do"]
+    else:
+        size = sum(file.bytes for file in manifest.all_files())
+        rate = sum(split.samples for split in manifest.splits.values()) / max(state.seconds, 1e-9)
+        lines = [f"{out}: {splits} samples, {_size(size)}, {state.seconds:.1f} s ({rate:.1f} samples/s)"]
+    if outcome.bad:
+        lines += [f"  {bad.split} {bad.key}: {bad.reason}" for bad in outcome.bad[:_SHOWN]]
+        if len(outcome.bad) > _SHOWN:
+            lines.append(f"  ... and {len(outcome.bad) - _SHOWN} more")
+        verdict = "more than" if len(outcome.bad) > max_bad else "within"
         lines.append(
-            f"{len(state.bad)} samples quarantined, {verdict} --max-bad {max_bad}: see {out / 'quarantine.jsonl'}; "
+            f"{len(outcome.bad)} samples quarantined, {verdict} --max-bad {max_bad}: see {out / 'quarantine.jsonl'}; "
             "to take them in, mend the source and build again with --fresh"
         )
     return "\n".join(lines)

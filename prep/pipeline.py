@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prep import outdir
-from prep.encode import Job
+from prep.encode import BadSample, Job
 from prep.journal import Journal, read_journal
 from prep.plan import Plan, make_plan
 from prep.progress import BuildState, last_consistent
-from prep.publish import publish_build
+from prep.publish import check_sizes, publish_build, read_quarantine
 from prep.raw import Reader
 from prep.settings import Settings, describe_differences, library_versions
 from prep.worker import encode_chunks
 from prep.writer import ChunkWriter
 from shards.codec import ImageFormat
 from shards.errors import SettingsError
-from shards.manifest import Manifest, load_manifest
+from shards.manifest import MANIFEST, Manifest, load_manifest
 from shards.terminal import Progress
 
 
@@ -33,12 +33,14 @@ class Outcome:
     """How a build ended.
 
     Attributes:
-        state: what was counted and quarantined; None where the build was complete before.
+        state: what was counted; None where the build was complete before.
+        bad: quarantined samples, in sample order.
         resumed: samples' chunks that earlier runs had done.
     """
 
     manifest: Manifest
     state: BuildState | None
+    bad: list[BadSample]
     resumed: int = 0
 
 
@@ -53,19 +55,21 @@ def build(
     """
     plan = make_checked_plan(reader, settings, out)
     if not fresh and (found := _finished(plan, out)):
-        return Outcome(found, None)
+        return Outcome(found, None, read_quarantine(found, out))
     if fresh or not outdir.is_ours(out):
         outdir.check_no_foreign(out)
     job = Job(reader, settings.root, settings.scales, settings.filter, ImageFormat.parse(settings.image_format))
     with outdir.locked(out) as folder:
         if fresh:
             outdir.clear(out)
+        elif (out / MANIFEST).exists():  # since we looked, before the lock was ours
+            raise SettingsError(f"another seg-prep finished its build in {out} just now: run the same command again")
         state, journal = _start_or_continue(plan, folder, out)
         resumed = state.chunks
         with closing(ChunkWriter(plan, folder, journal, state)) as writer:
             _run(plan, job, writer, workers, quiet)
             journal.sync()
-        return Outcome(publish_build(plan, state, folder, out), state, resumed)
+        return Outcome(publish_build(plan, state, folder, out), state, state.bad, resumed)
 
 
 def make_checked_plan(reader: Reader, settings: Settings, out: Path | None) -> Plan:
@@ -78,11 +82,12 @@ def make_checked_plan(reader: Reader, settings: Settings, out: Path | None) -> P
 
 
 def _finished(plan: Plan, out: Path) -> Manifest | None:
-    """The manifest of a complete build with the same settings; SettingsError where they differ."""
-    if not (out / "manifest.json").is_file() or not outdir.is_ours(out):
+    """The manifest of a complete build with the same settings; SettingsError where they differ or files are gone."""
+    if not (out / MANIFEST).is_file() or not outdir.is_ours(out):
         return None
     manifest = load_manifest(out)
     _check_same(manifest.settings, plan.identity, out, "a complete build")
+    check_sizes(manifest, out)
     outdir.remove_build_folder(out)  # left behind where a kill came after the manifest
     return manifest
 
@@ -92,6 +97,8 @@ def _start_or_continue(plan: Plan, folder: Path, out: Path) -> tuple[BuildState,
     head: dict[str, Mapping[str, object]] = {"settings": plan.identity, "libraries": library_versions()}
     lines = read_journal(path)
     if not lines:
+        outdir.check_no_foreign(out)
+        outdir.clear(out)  # what a --fresh that was killed has left: a new build must not take it for its own
         return BuildState(), Journal.create(path, head)
     _check_same(lines[0][0].get("settings", {}), plan.identity, out, "an unfinished build")
     _check_same(

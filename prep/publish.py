@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from prep.encode import BadSample
 from prep.plan import Plan
 from prep.progress import BuildState
 from prep.shardfile import ShardRecord
 from prep.statistics import class_pixels, summarise
 from shards.arrays import pack
 from shards.card import card
-from shards.errors import UserError
+from shards.errors import FormatError, UserError
 from shards.index import decode_index
 from shards.manifest import File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes, sync_folder
+from shards.verify import check_file
 
 _READ = 1 << 20
+QUARANTINE = "quarantine.jsonl"
 
 
 def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Manifest:
@@ -34,7 +36,7 @@ def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Man
     check_samples(plan, state)
     splits = {split.name: _publish_split(plan, state, split.name, folder, out) for split in plan.splits}
     quarantine = "".join(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in state.bad)
-    draft = _manifest(plan, splits, [_publish_text(out, "quarantine.jsonl", quarantine)])
+    draft = _manifest(plan, splits, [_publish_text(out, QUARANTINE, quarantine)])
     publish_bytes(out / "stats.json", (json.dumps(summarise(plan, state, draft), indent=1) + "\n").encode())
     text = card(draft, class_pixels(plan, state), len(state.bad))
     draft = draft.model_copy(update={"files": [_publish_text(out, "README.md", text), *draft.files]})
@@ -53,6 +55,24 @@ def check_samples(plan: Plan, state: BuildState) -> None:
                 f"split '{split.name}' has no usable sample: all {len(split.samples)} are bad, the first because of "
                 f"'{first.reason}'; mend the source and run again with --fresh, or leave the split out with --split"
             )
+
+
+def check_sizes(manifest: Manifest, out: Path) -> None:
+    """FormatError where a published file is gone or of another size; checksums are left to `seg-shards verify`."""
+    for file in manifest.all_files():
+        path = out / file.path
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            raise FormatError(path, "missing or of another size than the manifest says: build again with --fresh")
+
+
+def read_quarantine(manifest: Manifest, out: Path) -> list[BadSample]:
+    """The samples that a published build has quarantined; FormatError where the file is not what was published."""
+    (file,) = (file for file in manifest.files if file.path == QUARANTINE)
+    problem = check_file(out, file)
+    if problem:
+        raise FormatError(out / QUARANTINE, "does not match the manifest: build again with --fresh")
+    lines = (out / QUARANTINE).read_bytes().split(b"\n")
+    return [BadSample(**json.loads(line)) for line in lines if line]
 
 
 def _publish_split(plan: Plan, state: BuildState, split: str, folder: Path, out: Path) -> Split:
@@ -101,21 +121,27 @@ def _publish_store(records: Sequence[ShardRecord], folder: Path, place: Path, ou
         shutil.rmtree(folder / name, ignore_errors=True)
         tars = [(folder / r.name, decode_index((folder / r.index_name).read_bytes(), r.index_name)) for r in records]
         pack(tars, folder / name)
+        _sync_tree(folder / name)  # a store in place counts as whole, even after a power cut
         (folder / name).replace(place / name)
     paths = sorted(path for path in (place / name).rglob("*") if path.is_file())
     return ScaleSet(
         groups=[record.samples for record in records],
         store=(place / name).relative_to(out).as_posix(),
-        files=[_hash_and_sync(path, out) for path in paths],
+        files=[_hash(path, out) for path in paths],
     )
 
 
-def _hash_and_sync(path: Path, out: Path) -> File:
+def _sync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder`, and itself, durable."""
+    for path in (*folder.rglob("*"), folder):
+        sync_folder(path)  # fsync works alike on files
+
+
+def _hash(path: Path, out: Path) -> File:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while data := file.read(_READ):
             digest.update(data)
-        os.fsync(file.fileno())
         size = file.tell()
     return File(path=path.relative_to(out).as_posix(), bytes=size, sha256=digest.hexdigest())
 

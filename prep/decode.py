@@ -85,6 +85,8 @@ def decode_source(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Sour
         SampleError: empty, not an image, truncated, damaged, or more pixels than `max_pixels`.
     """
     image = open_header(data, where, max_pixels)
+    if image.mode == "F":  # no range is agreed on for these
+        raise SampleError(f"{where}: image of floating-point pixels; expected integers of 8 or 16 bits")
     kind = image.format or ""
     suffix = _SUFFIXES.get(kind, "")
     if kind == "JPEG":
@@ -117,7 +119,7 @@ def _to_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
     try:
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
-        if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        if image.mode in ("I", "I;16", "I;16B", "I;16L"):
             return _grey_to_rgb(image)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # conversion may decode further frames

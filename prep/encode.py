@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from prep.decode import SourceImage, decode_source
+from prep.decode import MAX_PIXELS, SourceImage, decode_source
 from prep.plan import relative
 from prep.raw import RawSample, Reader, UInt16
 from prep.shardfile import Blocks
@@ -155,6 +155,9 @@ def _scaled_members(
     job: Job, source: SourceImage, hard: UInt16 | None, scale: Scale
 ) -> tuple[dict[str, bytes], tuple[int, int]]:
     """Members at any other scale, and (mixed cells, cells)."""
+    height, width = scale.size(source.pixels.shape[0], source.pixels.shape[1], job.filter)
+    if height * width > MAX_PIXELS:
+        raise SampleError(f"{width}x{height} pixels at scale {scale} are more than the cap of {MAX_PIXELS}")
     members = _image_member(job, source, resize_image(source.pixels, scale, job.filter))
     if hard is None:
         return members, (0, 0)

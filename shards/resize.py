@@ -30,6 +30,7 @@ def resize_image(image: U8, scale: str | Scale, filter: str = "box") -> U8:
         the libraries).
     """
     scale = Scale.parse(scale)
+    _check(image)
     size = scale.size(image.shape[0], image.shape[1], filter)
     if filter == "box":
         return _area(image, scale.box_factor())
@@ -40,14 +41,19 @@ def resize_image_to(image: U8, size: tuple[int, int], filter: str = "triangle") 
     """Resize an image uint8 [H, W, 3] to ``size`` (h, w); bilinear or triangle."""
     if check_filter(filter) == "box":
         raise SettingsError("filter box found with a free target size; expected bilinear or triangle")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise SettingsError(f"image of {image.dtype} {image.shape} found; expected uint8 [H, W, 3]")
+    _check(image)
     h, w = size
     if (h, w) == image.shape[:2]:
         return image
     if filter == "bilinear":
         return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR), np.uint8)
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR), np.uint8)
+
+
+def _check(image: U8) -> None:
+    """SettingsError for anything but uint8 [H, W, 3]."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise SettingsError(f"image of {image.dtype} {image.shape} found; expected uint8 [H, W, 3]")
 
 
 def _area(image: U8, k: int) -> U8:

@@ -19,6 +19,7 @@ from shards.errors import FormatError, SettingsError
 
 U8 = npt.NDArray[np.uint8]
 MAX_PIXELS = 1 << 28  # 268 megapixels: larger ones are taken for decompression bombs
+LONGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels a side that libjpeg-turbo and libwebp can write
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -124,8 +125,17 @@ def decode_image(data: bytes, where: str | Path = "<memory>") -> U8:
 
 
 def encode_image(rgb: U8, format: ImageFormat) -> bytes:
-    """Encode RGB uint8 [H, W, 3]; JPEG with full-resolution chroma (4:4:4), WebP lossless."""
+    """Encode RGB uint8 [H, W, 3]; JPEG with full-resolution chroma (4:4:4), WebP lossless.
+
+    Raises SettingsError for format ``keep``, and where an image is larger than the format or MAX_PIXELS allow.
+    """
     rgb = np.ascontiguousarray(rgb)
+    longest = LONGEST.get(format.kind, MAX_PIXELS)
+    if max(rgb.shape[:2]) > longest or rgb.shape[0] * rgb.shape[1] > MAX_PIXELS:
+        raise SettingsError(
+            f"image of {rgb.shape[1]}x{rgb.shape[0]} found; {format.kind} holds at most {longest} pixels a side and "
+            f"{MAX_PIXELS} in all: take --image-format png or smaller scales"
+        )
     if format.kind == "jpeg":
         return bytes(simplejpeg.encode_jpeg(rgb, quality=format.quality, colorspace="RGB", colorsubsampling="444"))
     if format.kind == "keep":

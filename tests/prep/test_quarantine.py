@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import shards
 from prep import encode
@@ -34,6 +35,11 @@ CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty image": ("val", lambda path: path.write_bytes(b""), "empty file (0 bytes)"),
     "not an image": ("val", lambda path: path.write_bytes(b"hello"), "not an image file (5 bytes)"),
     "bomb": ("val", bomb, "70000x70000 pixels are more than the cap"),
+    "floating-point image": (
+        "val",
+        lambda path: Image.fromarray(np.zeros((48, 64), np.float32)).save(path, "TIFF"),
+        "image of floating-point pixels",
+    ),
     "missing image": ("val", Path.unlink, "missing file"),
     "folder for a file": ("val", lambda path: (path.unlink(), path.mkdir()), "unreadable file: Is a directory"),
     "missing label": ("valannot", Path.unlink, "missing file"),
@@ -120,3 +126,36 @@ def test_a_split_without_any_good_sample_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"split 'val' has no usable sample: all 2 are bad.*empty file.*--split"):
         run_build("camvid", root, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "width", "scales", "reason"),
+    [
+        ("webp", 17_000, "1", "webp holds at most 16383 pixels a side"),
+        ("jpeg:90", 66_000, "1", "jpeg holds at most 65500 pixels a side"),
+        ("png", 66_000, "16", "66000x32 pixels at scale 16 are more than the cap"),
+    ],
+)
+def test_an_image_that_the_format_cannot_hold_is_quarantined(
+    form: str, width: int, scales: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 2})
+    wide = 66_000 // 16 if scales == "16" else width
+    save(np.zeros((2, wide, 3), np.uint8), sorted((root / "val").iterdir())[1])
+    save(np.zeros((2, wide), np.uint8), sorted((root / "valannot").iterdir())[1])
+    monkeypatch.setattr(encode, "MAX_PIXELS", 1_000_000)
+    run_build("camvid", root, tmp_path / "out", scales=scales, filter="bilinear", image_format=form)
+    (bad,) = quarantine(tmp_path / "out")
+    assert reason in bad["reason"]
+    assert not list(verify(tmp_path / "out"))
+
+
+def test_a_complete_build_still_says_that_samples_are_bad(tmp_path: Path, seg_prep: SegPrep) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 3})
+    cut(sorted((root / "val").iterdir())[0])
+    command = ("camvid", "--root", root, "--out", tmp_path / "out", "--scales", "1/2", "--quiet")
+    assert seg_prep(*command)[0] == 1
+    code, _, err = seg_prep(*command)
+    assert code == 1
+    assert "1 samples quarantined, more than --max-bad 0" in err
+    assert seg_prep(*command, "--max-bad", "1")[0] == 0

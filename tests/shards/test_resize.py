@@ -52,3 +52,12 @@ def test_wrong_arguments_say_what_is_expected():
         resize_image_to(np.zeros((4, 4), np.uint8), (2, 2))
     with pytest.raises(SettingsError, match="free target size"):
         resize_image_to(np.zeros((4, 4, 3), np.uint8), (2, 2), "box")
+
+
+@pytest.mark.parametrize("filter", ["box", "triangle"])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 4), (0, 8, 3)])
+def test_other_shapes_are_refused(filter, shape):
+    with pytest.raises(SettingsError, match="expected uint8"):
+        resize_image(np.zeros(shape, np.uint8), "1/2", filter)
+    with pytest.raises(SettingsError, match="expected uint8"):
+        resize_image(np.zeros((8, 8, 3), np.float32), "1/2", filter)

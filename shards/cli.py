@@ -15,6 +15,7 @@ import numpy as np
 
 from shards.codec import ImageFormat, encode_image
 from shards.dataset import Sample, ShardDataset, open_split
+from shards.errors import UserError
 from shards.manifest import Manifest, load_manifest
 from shards.picture import blend, colourise, entropy_map, overlay
 from shards.softlabel import SoftLabel
@@ -35,7 +36,8 @@ def command() -> None:
 @FOLDER
 @click.option("--keys", is_flag=True, help="List the keys, one a line.")
 @click.option("--split", help="Only this split.")
-def ls(out: Path, keys: bool, split: str | None) -> None:
+@QUIET
+def ls(out: Path, keys: bool, split: str | None, quiet: bool) -> None:  # noqa: ARG001  # all it prints is results
     """What is in it: splits, scales, samples, bytes."""
     manifest = load_manifest(out)
     splits = [open_split(out, split, manifest.scales[0]).split] if split else list(manifest.splits)
@@ -43,7 +45,7 @@ def ls(out: Path, keys: bool, split: str | None) -> None:
         for name in splits:
             click.echo("\n".join(open_split(out, name, manifest.scales[0]).keys()))
         return
-    click.echo(f"{manifest.title}: {len(manifest.class_table)} classes, {manifest.format}, filter {manifest.filter}")
+    click.echo(f"{manifest.dataset}: {len(manifest.class_table)} classes, {manifest.format}, filter {manifest.filter}")
     for name in splits:
         for scale in manifest.scales:
             click.echo(_ls_line(manifest, name, scale))
@@ -64,7 +66,8 @@ def _ls_line(manifest: Manifest, name: str, scale: str) -> str:
 @click.option("--scale", help="Which scale; the largest stored without it.")
 @click.option("--key", help="Which sample; the first without it.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write image, colourised label and entropy map here.")
-def cat(out: Path, split: str | None, scale: str | None, key: str | None, save: Path | None) -> None:
+@QUIET
+def cat(out: Path, split: str | None, scale: str | None, key: str | None, save: Path | None, quiet: bool) -> None:
     """Print one sample; with --save write pictures of it."""
     dataset = _find(out, split, scale, key)
     i = dataset.position(key) if key else dataset.position(0)
@@ -72,8 +75,16 @@ def cat(out: Path, split: str | None, scale: str | None, key: str | None, save: 
     for line in _describe(sample, dataset, dataset.members(i)):
         click.echo(line)
     if save is not None:
-        for path in _save(sample, dataset, save):
-            click.echo(f"wrote {path}")
+        for path in _save(sample, dataset, save, _soft_label(sample, dataset, i, exact=scale is not None)):
+            say(f"wrote {path}", quiet)
+
+
+def _soft_label(sample: Sample, dataset: ShardDataset, i: int, exact: bool) -> SoftLabel | None:
+    """The sample's soft label; where no scale was asked for and this one holds none, that of the next scale."""
+    smaller = [] if exact or sample.soft is not None else [s for s in dataset.manifest.scales if s != dataset.scale]
+    for scale in smaller:
+        return open_split(dataset.folder, dataset.split, scale)[i].soft
+    return sample.soft
 
 
 def _find(out: Path, split: str | None, scale: str | None, key: str | None) -> ShardDataset:
@@ -82,7 +93,10 @@ def _find(out: Path, split: str | None, scale: str | None, key: str | None) -> S
     wanted = scale or manifest.scales[0]
     names = [split] if split else list(manifest.splits)
     datasets = [open_split(out, name, wanted) for name in names]
-    return next((d for d in datasets if key in d.keys()), datasets[0])  # noqa: SIM118  # not a dict
+    found = next((d for d in datasets if key is None or key in d.keys()), None)  # noqa: SIM118  # not a dict
+    if found is None:
+        raise UserError(f"key {key!r} not found in {out} ({', '.join(names)}); seg-shards ls {out} --keys lists them")
+    return found
 
 
 def _describe(sample: Sample, dataset: ShardDataset, members: dict[str, bytes]) -> list[str]:
@@ -103,8 +117,8 @@ def _describe(sample: Sample, dataset: ShardDataset, members: dict[str, bytes]) 
     return [*lines, f"meta     {json.dumps(sample.meta, sort_keys=True, ensure_ascii=False)}"]
 
 
-def _save(sample: Sample, dataset: ShardDataset, folder: Path) -> list[Path]:
-    """Write what there is as PNGs; returns the paths."""
+def _save(sample: Sample, dataset: ShardDataset, folder: Path, soft: SoftLabel | None) -> list[Path]:
+    """Write what there is as PNGs, with the entropy map of ``soft``; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"image": sample.image}
     if sample.hard is not None:
@@ -113,7 +127,8 @@ def _save(sample: Sample, dataset: ShardDataset, folder: Path) -> list[Path]:
     if sample.soft is not None:
         pictures["label"] = blend(sample.soft, dataset.classes)
         pictures["overlay"] = overlay(sample.image, sample.soft.harden(), dataset.classes)
-        pictures["entropy"] = entropy_map(sample.soft)
+    if soft is not None:
+        pictures["entropy"] = entropy_map(soft)
     paths = []
     for name, picture in pictures.items():
         paths.append(folder / f"{sample.key.replace('/', '_')}-{name}.png")
@@ -125,7 +140,7 @@ def _save(sample: Sample, dataset: ShardDataset, folder: Path) -> list[Path]:
 @FOLDER
 @QUIET
 def verify_command(out: Path, quiet: bool) -> int:
-    """Check every checksum, decode every member, test every invariant; exit 1 if anything is wrong."""
+    """Check every checksum, decode every member, test every invariant; exit 2 if anything is wrong."""
     problems = 0
     total = count_steps(out)
     with Progress(total, "files and samples", quiet) as progress:
@@ -133,7 +148,7 @@ def verify_command(out: Path, quiet: bool) -> int:
             click.echo(problem, err=True)
             problems += 1
     say(f"{problems} problems found in {out}" if problems else f"{out} is sound", quiet and not problems)
-    return 1 if problems else 0
+    return 2 if problems else 0
 
 
 @command.command(epilog="Example: seg-shards stats data/camvid --json /tmp/stats.json")

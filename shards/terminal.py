@@ -26,8 +26,7 @@ def main_of(command: click.Command) -> Callable[[], None]:
         try:
             code = command.main(standalone_mode=False)
         except click.UsageError as error:
-            error.show()
-            sys.exit(2)
+            fail_usage(error)
         except click.ClickException as error:
             error.show()
             sys.exit(2)
@@ -50,6 +49,8 @@ def describe(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full{where}; free some space and run the same command again: what is written stays"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.strerror}{where}; choose a place that you may write to, or change its permissions"
     return f"{error.strerror or error}{where}"
 
 
@@ -58,6 +59,15 @@ def fail(message: str, code: int) -> None:
     sys.stderr.write(f"error: {message}\n" if code == 2 else f"{message}\n")
     sys.stderr.flush()
     sys.exit(code)
+
+
+def fail_usage(error: click.UsageError) -> None:
+    """A wrong option as one line with exit 2; a group without a command prints its help."""
+    text = error.format_message()
+    if "\n" in text:
+        error.show()
+        sys.exit(2)
+    fail(f"{text.removesuffix('.')}; {error.ctx.command_path if error.ctx else ''} --help shows what is possible", 2)
 
 
 def say(text: str, quiet: bool = False) -> None:

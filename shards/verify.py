@@ -16,6 +16,8 @@ from shards.scale import Scale
 from shards.soften import soften
 from shards.tar import scan
 
+REMEDY = "build or copy it again"
+
 
 def verify(folder: Path, advance: Callable[[], None] = lambda: None) -> Iterator[str]:
     """Problems of a shard set, one line each.
@@ -53,12 +55,12 @@ def check_file(folder: Path, file: File) -> str | None:
             return f"{path}: a link that leaves the folder"
         size = path.stat().st_size
         if size != file.bytes:
-            return f"{path}: {size} bytes found; the manifest has {file.bytes}: truncated or changed"
+            return f"{path}: {size} bytes found; the manifest has {file.bytes}: truncated or changed; {REMEDY}"
         with open(path, "rb") as handle:
             found = hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); build or copy it again"
-    return None if found == file.sha256 else f"{path}: checksum differs from the manifest: damaged"
+        return f"{path}: cannot be read ({error.strerror}); {REMEDY}"
+    return None if found == file.sha256 else f"{path}: checksum differs from the manifest: damaged; {REMEDY}"
 
 
 def _verify_split(

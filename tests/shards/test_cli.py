@@ -9,6 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
+from shards.terminal import describe
+from tests.shards.build import build
+
 
 def seg_shards(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "shards.cli", *map(str, arguments)]
@@ -36,6 +39,38 @@ def test_cat_prints_and_saves(shard_set, tmp_path):
     assert "instances 1" in seg_shards("cat", shard_set, "--split", "train").stdout
 
 
+def test_cat_at_full_size_saves_an_entropy_map_too(shard_set, tmp_path):
+    done = seg_shards("cat", shard_set, "--key", "city/train_003", "--save", tmp_path / "a", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "wrote" not in done.stdout
+    with Image.open(tmp_path / "a" / "city_train_003-entropy.png") as picture:
+        assert picture.size == (24, 16)  # of 1/2, the largest scale with a soft label
+    assert seg_shards("cat", shard_set, "--key", "city/train_003", "--scale", "1", "--save", tmp_path / "b").stdout
+    assert not (tmp_path / "b" / "city_train_003-entropy.png").exists()  # scale 1 was asked for, and has none
+
+
+def test_every_command_takes_quiet(shard_set):
+    for name in ("ls", "cat", "verify", "stats"):
+        assert seg_shards(name, shard_set, "--quiet").returncode == 0
+
+
+def test_a_damaged_shard_is_named_with_a_remedy(tmp_path):
+    build(tmp_path)
+    shard = next((tmp_path / "train" / "1-2").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    done = seg_shards("verify", tmp_path, "--quiet")
+    assert done.returncode == 2
+    assert f"{shard}: checksum differs from the manifest: damaged; build or copy it again" in done.stderr.splitlines()
+
+
+def test_operating_system_errors_name_a_remedy():
+    assert describe(PermissionError(13, "Permission denied", "/data")).startswith("Permission denied: /data; choose")
+    assert "you may write" in describe(OSError(30, "Read-only file system", "/data"))
+    assert "disk full: /data; free some space" in describe(OSError(28, "No space left on device", "/data"))
+
+
 def test_verify_and_stats(shard_set, tmp_path):
     done = seg_shards("verify", shard_set)
     assert done.returncode == 0
@@ -59,6 +94,8 @@ def test_verify_and_stats(shard_set, tmp_path):
         (("cat", "{set}", "--scale", "1/8"), "scale 1/8 not found"),
         (("stats", "{set}", "--split", "val"), "'val' not found"),
         (("cat", "{set}", "--scale", "x"), "expected a ratio"),
+        (("cat", "{set}", "--kye", "x"), "No such option '--kye'"),
+        (("cat",), "Missing argument 'OUT'"),
     ],
 )
 def test_user_errors_are_one_line(tar_set, tmp_path, arguments, says):

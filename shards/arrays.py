@@ -22,6 +22,7 @@ from shards.errors import FormatError
 from shards.tar import IndexEntry, check_key, read_sample
 
 CHUNKS = 256  # inner chunks of one Zarr shard
+MAX_CHUNK = 1 << 24  # entries of a chunk that is read
 IMAGES = ("jpg", "png", "webp")
 MEMBERS = ("image", "seg.png", "inst.png", "soft.npz", "json")
 Tar = tuple[Path, Sequence[IndexEntry]]
@@ -130,6 +131,8 @@ class ZarrReader:
         stored, data = self._group[f"{name}/offsets"], self._group[f"{name}/data"]
         if stored.shape != (self._samples + 1,) or stored.dtype != np.uint64 or data.dtype != np.uint8:
             raise FormatError(self._store, f"{name}: arrays of the wrong type or length")
+        if max(*stored.chunks, *data.chunks) > MAX_CHUNK:  # a read would fetch, and allocate, whole chunks
+            raise FormatError(self._store, f"{name}: chunks of more than {MAX_CHUNK} entries")
         offsets = stored[:]
         if offsets[0] != 0 or (np.diff(offsets.astype(np.int64)) < 0).any() or offsets[-1] > data.shape[0]:
             raise FormatError(self._store, f"{name}: offsets do not rise or leave the data")

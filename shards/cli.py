@@ -37,7 +37,7 @@ def command() -> None:
 @click.option("--keys", is_flag=True, help="List the keys, one a line.")
 @click.option("--split", help="Only this split.")
 @QUIET
-def ls(out: Path, keys: bool, split: str | None, quiet: bool) -> None:  # noqa: ARG001  # all it prints is results
+def ls(out: Path, keys: bool, split: str | None, quiet: bool) -> None:  # all it prints is results
     """What is in it: splits, scales, samples, bytes."""
     manifest = load_manifest(out)
     splits = [open_split(out, split, manifest.scales[0]).split] if split else list(manifest.splits)

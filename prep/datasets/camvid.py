@@ -9,6 +9,7 @@ high-definition ground truth database", Pattern Recognition Letters 30(2), 2009.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +23,7 @@ from prep.taxonomy import load_classes, load_colour_remap, load_remap
 from shards.classes import ClassTable
 from shards.errors import LayoutError, SampleError
 
+_BETWEEN = re.compile(r"(?<=\.png|\.jpg)\s+", re.IGNORECASE)
 _SPLITS = ("train", "val", "test")
 _IMAGES, _LABELS, _LABEL_SUFFIX = "701_StillsRaw_full", "LabeledApproved_full", "_L.png"
 
@@ -67,7 +69,7 @@ or the original release:
             yield from _all_of_original(root)
             return
         path = root / f"{split}.txt"
-        lines = [line.split() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+        lines = [_columns(line) for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
         found = [_from_line(root, line, path.name) for line in lines if line]
         if not any(sample.problem is None and sample.image.is_file() for sample in found):
             first = " ".join(next((line for line in lines if line), ["nothing"]))
@@ -106,6 +108,12 @@ def _all_of_original(root: Path) -> Iterator[RawSample]:
 
 def _original_sample(root: Path, stem: str) -> RawSample:
     return RawSample(clean_key(stem), root / _IMAGES / f"{stem}.png", root / _LABELS / f"{stem}{_LABEL_SUFFIX}")
+
+
+def _columns(line: str) -> list[str]:
+    """The columns of a list's line; paths may hold spaces where the first ends in .png or .jpg."""
+    columns = line.split()
+    return columns if len(columns) <= 2 else _BETWEEN.split(line.strip())
 
 
 def _from_line(root: Path, columns: list[str], name: str) -> RawSample:

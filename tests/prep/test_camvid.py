@@ -150,3 +150,21 @@ def test_real_camvid(tmp_path: Path) -> None:
         ids[ids == 11] = IGNORE
         assert np.array_equal(sample.hard, ids)
     assert quarantine(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("prefix", ["/home/my name/Cam Vid", "relative", ".", "C:\\Data Sets\\CamVid"])
+def test_lists_may_hold_paths_with_spaces(tmp_path: Path, prefix: str) -> None:
+    root = fake_camvid(tmp_path / "cam vid", {"val": 3}, prefix=prefix)
+    samples = list(READER.samples(root, "val"))
+    assert [sample.problem for sample in samples] == [None] * 3
+    assert all(sample.image.is_file() and sample.label is not None and sample.label.is_file() for sample in samples)
+
+
+def test_three_paths_in_a_line_are_a_problem(tmp_path: Path) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 2})
+    with open(root / "val.txt", "a") as file:
+        file.write("val/x.jpeg valannot/x.png\n/a b/val/x.png /a b/valannot/x.png /a b/other/x.png\n")
+    *good, bad = READER.samples(root, "val")
+    assert [sample.problem for sample in good] == [None] * 3
+    assert bad.problem is not None
+    assert "3 columns" in bad.problem

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import shards
-from shards import FormatError, UserError, resize_image, soften
+from shards import FormatError, UserError, arrays, resize_image, soften
 from tests.shards.build import SCALES, pair
 
 
@@ -89,3 +89,9 @@ def test_a_broken_zarr_store_is_named(tmp_path):
 def test_no_torch_is_pulled_in():
     code = "import shards, sys; assert not {'torch', 'faiss', 'timm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_store_of_huge_chunks_is_refused(zarr_set, monkeypatch):
+    monkeypatch.setattr(arrays, "MAX_CHUNK", 100)
+    with pytest.raises(FormatError, match="chunks of more than 100"):
+        shards.open(zarr_set, "train", "1/2")[0]

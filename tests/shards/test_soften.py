@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -147,3 +149,19 @@ def test_word_kernels_find_what_the_plain_kernel_finds(seed, k, h, w):
         count = find(hard, k, base, cells)
         found.append((base.tolist(), cells[:count].tolist()))
     assert found[0] == found[1]
+
+
+def test_every_kernel_releases_the_gil():
+    compiled = [value for value in vars(kernels).values() if hasattr(value, "targetoptions")]
+    assert len(compiled) >= 8
+    assert all(kernel.targetoptions.get("nogil") for kernel in compiled)
+
+
+def test_threads_do_not_disturb_each_other():
+    random = np.random.default_rng(5)
+    maps = [np.kron(random.integers(0, 9, (40, 50)), np.ones((5, 6), int)).astype(np.uint16) for _ in range(4)]
+    ways = [("1/4", "box"), ("1/3", "box"), ("1/2", "bilinear"), ("2/3", "bilinear"), ("1/3", "triangle")]
+    jobs = [(hard, scale, filter) for hard in maps for scale, filter in ways] * 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda job: soften(*job), jobs))
+    assert found == [soften(*job) for job in jobs]

@@ -75,7 +75,7 @@ def command(
     if dry_run:
         return _dry_run(setup, sources)
     summary = _train(setup, sources, device, old, quiet)
-    return _told(summary, setup, quiet)
+    return 0 if summary is None else _told(summary, setup, quiet)
 
 
 def _list() -> int:
@@ -122,8 +122,8 @@ def _dry_run(setup: Run, sources: Sources) -> int:
     return 0
 
 
-def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bool) -> Summary:
-    """Open or create the run's folder and train."""
+def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bool) -> Summary | None:
+    """Open or create the run's folder and train; None where a resumed run has no step left."""
     from train.distributed import join
     from train.loop import Trainer
     from train.run import check_same, create
@@ -138,6 +138,9 @@ def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bo
         elif world.first:
             create(setup)
         world.wait()
+        if old is not None and trainer.step >= setup.recipe.loop.steps:  # its log keeps the summary it has
+            say(f"{setup.folder} is finished: step {trainer.step}, nothing left to do", quiet or not world.first)
+            return None
         if world.first:
             start = f"from step {trainer.step}" if trainer.step else f"{len(sources)} samples"
             say(f"training {setup.recipe.name} on {world.device}, {start}, to step {setup.recipe.loop.steps}", quiet)

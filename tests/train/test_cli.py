@@ -79,14 +79,16 @@ def test_train_twice_resume_and_score(call: Call, shard_set: Path, recipe_file: 
     code, out, err = call(*common)
     assert code == 2
     assert "holds a run already: add --resume" in err
+    log = (tmp_path / "run" / "log.jsonl").read_text()
     code, out, _ = call(*common, "--resume", "--quiet")
     assert (code, out) == (0, "")
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log  # the summary of the run is still there
     code, _, err = call(*common, "--resume", "--set", "optim.lr=0.5")
     assert code == 2
     assert "optim.lr was 0.01, is 0.5" in err
     code, out, _ = call("seg-train", "--shards", shard_set, "--out", tmp_path / "run", "--resume")
     assert code == 0
-    assert "from step 3" in out
+    assert "is finished: step 3, nothing left to do" in out
 
 
 def test_dry_run_prints_a_plan_and_writes_nothing(

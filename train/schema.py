@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from shards.errors import SettingsError
+from shards.scale import Scale
 
 
 def _off(value: object) -> object:
@@ -26,11 +29,19 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _reduced(text: str) -> str:
+    try:
+        return str(Scale.parse(text))
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
+
+
 Sequenced = Field(strict=False)  # TOML and JSON have lists where a frozen model keeps tuples
 ScaleName = Annotated[
     str,
     Field(pattern=r"^[1-9][0-9]{0,4}(/[1-9][0-9]{0,4})?$"),
     BeforeValidator(_text),  # `--set data.scales=1` reads as a number
+    AfterValidator(_reduced),  # 2/8 is the scale that is stored as 1/4
 ]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -250,6 +261,8 @@ def _misfit(recipe: Recipe) -> str | None:
     varied = data.mode == "rescale" or len(data.scales) > 1
     if varied and augment.crop is None and loop.batch // loop.accumulate > 1:
         return "augment.crop is off: expected [height, width], as samples of several sizes share a batch"
+    if data.max_classes_per_cell == 1 and not recipe.loss.multi_class_cells:
+        return "loss.multi_class_cells = false: expected data.max_classes_per_cell above 1, or no cell holds several"
     if recipe.schedule.min_lr > recipe.optim.lr:
         return f"schedule.min_lr = {recipe.schedule.min_lr}: expected at most optim.lr = {recipe.optim.lr}"
     return None

@@ -47,6 +47,8 @@ def test_values_of_the_file_and_defaults_of_the_schema(recipe_file: Path) -> Non
         ("optim.name=adamw", lambda r: r.optim.name == "adamw"),
         ("data.scales=1/8", lambda r: r.data.scales == ("1/8",)),
         ("data.scales=1", lambda r: r.data.scales == ("1",)),
+        ("data.scales=2/8", lambda r: r.data.scales == ("1/4",)),
+        ("eval.input_scale=4/4", lambda r: r.eval.input_scale == "1"),
         ("eval.input_scale=1", lambda r: r.eval.input_scale == "1"),
         ('data.scales=["1", "1/4"]', lambda r: r.data.scales == ("1", "1/4")),
         ("loss.multi_class_cells=false", lambda r: r.loss.multi_class_cells is False),
@@ -101,6 +103,8 @@ def test_refusals_name_key_value_and_remedy(recipe_file: Path, override: str, sa
         (["model.output_stride=32"], "8 or 16"),
         (["optim.nesterov=true", "optim.momentum=0"], "optim.momentum"),
         (["model.std=[0.1, 0, 0.1]"], "model.std"),
+        (["data.scales=1/999"], "1/255 to 16"),
+        (["data.max_classes_per_cell=1", "loss.multi_class_cells=false"], "max_classes_per_cell above 1"),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_refused(recipe_file: Path, overrides: list[str], said: str) -> None:

@@ -9,6 +9,7 @@ was asked to stop) cross the ranks in one small all-reduce a step.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import distributed, nn
 
-from shards.errors import SettingsError
+from shards.errors import SettingsError, UserError
+
+_KILLED = r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)|MemoryError in DataLoader worker"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class World:
         ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Rank 0's buffers on every rank: between steps, BatchNorm's statistics are those of a rank's own samples."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, 0)
+
     def wait(self) -> None:
         """Return when every rank is here."""
         if self.size > 1:
@@ -75,6 +84,25 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Turn what torch, NumPy and the data loader raise where memory runs out into one line that ends in `remedy`.
+
+    Raises:
+        UserError: a device, this process or a data worker has run out of memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise UserError(f"out of memory: {remedy}") from None
+    except RuntimeError as error:
+        if re.search(_KILLED, str(error)):
+            raise UserError(f"a data worker has died, of too little memory most likely: {remedy}") from None
+        if "can't allocate memory" in str(error):  # torch's allocator on the CPU
+            raise UserError(f"out of memory: {remedy}") from None
+        raise
+
+
+@contextmanager
 def join(device: str) -> Iterator[World]:
     """The world that the environment describes (torchrun's RANK, WORLD_SIZE, LOCAL_RANK), left again at the end.
 
@@ -86,6 +114,9 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield World(chosen)
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise SettingsError(f"WORLD_SIZE is {size}, {missing[0]} is not set: start with torchrun, or unset WORLD_SIZE")
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if chosen.type == "cuda":
         if local >= torch.cuda.device_count():

@@ -28,8 +28,8 @@ from shards.terminal import Progress, say
 from train import checkpoint, panel
 from train.batch import Batch
 from train.checkpoint import Checkpoint
-from train.distributed import World
-from train.evaluate import evaluate, open_for_scoring
+from train.distributed import World, enough_memory
+from train.evaluate import Split, evaluate, open_for_scoring
 from train.inference import use_bf16, views_of
 from train.losses import build_loss
 from train.models import build_model
@@ -38,6 +38,8 @@ from train.report import per_cent
 from train.run import Run, versions
 from train.runlog import RunLog
 from train.stream import Feed, Stream, batches
+
+LESS = "lower loop.batch (or raise loop.accumulate), augment.crop or data.workers, and resume or start again"
 
 
 class DivergedError(UserError):
@@ -107,6 +109,7 @@ class Trainer:
         self.loss = build_loss(recipe.loss)
         self._buffers = shadows(self.model)
         self.bf16 = use_bf16(recipe, self.world.device)
+        self.val = self._open_val() if recipe.loop.eval_every else None
 
     def load(self) -> None:
         """Go back to the folder's last checkpoint; to step 0 where the run was stopped before its first.
@@ -166,8 +169,8 @@ class Trainer:
                 self._report(log, progress, done, timed)
                 if done.asked_to_stop:
                     break
-                if loop.eval_every and (self.step % loop.eval_every == 0 or self.step == loop.steps):
-                    self._evaluate(log)
+                if self.val is not None and (self.step % loop.eval_every == 0 or self.step == loop.steps):
+                    self._evaluate(self.val, log)
                 if loop.checkpoint_every and self.step % loop.checkpoint_every == 0 and self.step < loop.steps:
                     self.save()
             self.save()
@@ -184,7 +187,8 @@ class Trainer:
         for kept, buffers in self._buffers:
             torch._foreach_copy_(kept, buffers)
         try:
-            return self._step(wrapped, timed)
+            with enough_memory(LESS):
+                return self._step(wrapped, timed)
         except SegshardsError:
             for kept, buffers in self._buffers:  # the failed forward has moved BatchNorm's statistics
                 torch._foreach_copy_(buffers, kept)
@@ -258,17 +262,24 @@ class Trainer:
         if loop.image_every and done.step % loop.image_every == 0 and self.world.first and timed.last is not None:
             log.picture(done.step, "image-label-prediction", panel.of_batch(self.model, timed.last, self.setup.classes))
 
-    def _evaluate(self, log: RunLog) -> None:
-        """Score the split "val" of the first shard set; ranks share it, and training goes on as if nothing was."""
-        recipe, path = self.setup.recipe, self.stream.sources.paths[0]
-        split = open_for_scoring(path, "val", recipe.eval.input_scale, self.setup.classes, "this run")
-        scores, _ = evaluate(self.model, split, views_of(recipe, self.world.device), self.world)
+    def _evaluate(self, val: Split, log: RunLog) -> None:
+        """Score the split `val`; ranks share it, and training goes on as if nothing was."""
+        self.world.share_buffers(self.model)
+        scores, _ = evaluate(self.model, val, views_of(self.setup.recipe, self.world.device), self.world)
         self.model.train()
         values = {name: scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fwiou")}
         log.write({"step": self.step, "eval": {**values, "per_class": scores["per_class"]}})
         log.curves(self.step, values, "val")
         if self.world.first:
             say(f"step {self.step}: val mIoU {per_cent(values['miou'])}", self.quiet)
+
+    def _open_val(self) -> Split:
+        """The split "val" of the first shard set: opened before the first step, as a later refusal would cost a run."""
+        recipe, path = self.setup.recipe, self.stream.sources.paths[0]
+        try:
+            return open_for_scoring(path, "val", recipe.eval.input_scale, self.setup.classes, "this run")
+        except UserError as error:
+            raise UserError(f"loop.eval_every is set: {error}; or give --set loop.eval_every=0") from None
 
     def _say_capped(self, batch: Batch) -> None:
         """Say once that some cells hold more classes than the recipe keeps."""

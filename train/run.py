@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.classes import ClassTable
-from shards.errors import FormatError, UserError
+from shards.errors import FormatError, SegshardsError, UserError
 from shards.manifest import publish_bytes
 from train import config
 from train.config import Recipe
@@ -93,10 +93,18 @@ def open_run(folder: Path) -> Run:
             raise FormatError(path, f"run format {values['format_version']!r}, expected {FORMAT_VERSION}")
         kept = ("path", "dataset", "digest", "filter")
         sources = tuple({key: str(source[key]) for key in kept} for source in values["sources"])
-        classes = ClassTable.from_dict(values["classes"])
+        classes = _classes(path, values["classes"])
         return Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(path, f"not a readable run file ({type(error).__name__}: {error}); restore it") from None
+
+
+def _classes(path: Path, values: dict[str, Any]) -> ClassTable:
+    """The class table of a run.json, with the file's name in what is said about it."""
+    try:
+        return ClassTable.from_dict(values)
+    except SegshardsError as error:
+        raise FormatError(path, f"{error}; restore it") from None
 
 
 def check_same(old: Run, new: Run) -> None:

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from shards.errors import SettingsError
+from shards.errors import SettingsError, UserError
 from tests.train.conftest import recipe
 from tests.train.test_loop import FROZEN, losses, trainer, weights
-from train.distributed import World, choose_device, join
+from train.distributed import World, choose_device, enough_memory, join
+from train.evaluate import evaluate, open_for_scoring
+from train.inference import load_model, views_of
+from train.run import open_run
 from train.runlog import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +91,43 @@ def test_two_processes_equal_one(shard_set: Path, tmp_path: Path) -> None:
     assert [key for step in range(5) for rank in keys for key in rank[step]] == order
     first, second = ([x["eval"] for x in read_log(tmp_path / name) if "eval" in x] for name in ("one", "two"))
     assert first[0]["pixel_accuracy"] == pytest.approx(second[0]["pixel_accuracy"], abs=0.01)
+
+
+def test_ranks_evaluate_the_same_network(shard_set: Path, tmp_path: Path) -> None:
+    """BatchNorm's statistics follow each rank's own samples: all ranks score with those that are saved."""
+    sections = {"loop": {"steps": 3, "batch": 4, "eval_every": 3}, "optim": {"lr": 0.1}}
+    run_ranks(shard_set, tmp_path / "two", sections, 2)
+    logged = next(x["eval"] for x in read_log(tmp_path / "two") if "eval" in x)
+    run, config = open_run(tmp_path / "two"), recipe(**sections)
+    model, _ = load_model(run, torch.device("cpu"))
+    split = open_for_scoring(shard_set, "val", "1/2", run.classes, "run")
+    scores, _ = evaluate(model, split, views_of(config, torch.device("cpu")), World(torch.device("cpu")))
+    assert logged["pixel_accuracy"] == pytest.approx(scores["pixel_accuracy"], abs=1e-4)
+
+
+def test_a_world_without_its_variables_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SettingsError, match="WORLD_SIZE is 2, RANK is not set: start with torchrun"), join("cpu"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"),
+        MemoryError("Unable to allocate"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+        RuntimeError("Caught _ArrayMemoryError in DataLoader worker process 0.\nOriginal Traceback ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception) -> None:
+    with pytest.raises(UserError, match=r"memory.*: less of it$"), enough_memory("less of it"):
+        raise error
+    with pytest.raises(RuntimeError, match="a fault"), enough_memory("less of it"):
+        raise RuntimeError("a fault")
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

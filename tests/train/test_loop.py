@@ -243,6 +243,25 @@ def test_a_loss_that_is_not_finite_stops_and_saves(shard_set: Path, tmp_path: Pa
     assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
 
 
+def test_too_little_memory_is_said_and_saved(shard_set: Path, tmp_path: Path) -> None:
+    made = trainer(shard_set, tmp_path / "run", recipe(loop={"steps": 3}))
+
+    def full(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    made._step = full  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"out of memory: lower loop\.batch"):
+        made.run()
+    assert checkpoint.load(tmp_path / "run" / checkpoint.NAME).step == 0
+
+
+def test_what_will_be_evaluated_is_there_before_the_first_step(shard_set: Path, tmp_path: Path) -> None:
+    alone = write(tmp_path / "alone", {"train": [scene(i) for i in range(4)]})
+    with pytest.raises(UserError, match=r"eval_every is set: .* no split 'val'.*; or give --set loop\.eval_every=0"):
+        trainer(alone, tmp_path / "run", recipe(loop={"eval_every": 9}))
+    assert not (tmp_path / "run").exists()
+
+
 class Poison(torch.nn.Module):
     """A loss that overflows."""
 
@@ -332,7 +351,8 @@ def test_run_folder_is_checked(tmp_path: Path, shard_set: Path) -> None:
     path = tmp_path / "run" / "run.json"
     good = json.loads(path.read_text())
     assert {"recipe", "sources", "classes", "classes_digest", "seed", "versions"} <= good.keys()
-    for bad in ("{", "[]", json.dumps({**good, "format_version": 9}), json.dumps({**good, "sources": 3})):
+    spoilt = [json.dumps({**good, **bad}) for bad in ({"format_version": 9}, {"sources": 3}, {"classes": {}})]
+    for bad in ("{", "[]", *spoilt):
         path.write_text(bad)
         with pytest.raises(FormatError, match=r"run\.json"):
             open_run(tmp_path / "run")

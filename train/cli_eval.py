@@ -45,7 +45,7 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
 @click.option("--split", default="val", show_default=True, help="Which split to score.")
 @click.option("--scales", help="Factors on the input, softmax averaged: 0.5,0.75,1. Default: the recipe's.")
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the scores to this file.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the scores here.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. Default: RUN/report-SPLIT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--input-scale", help="Scale of the image that the network is shown: 1, 1/4. Default: the recipe's.")

@@ -23,7 +23,7 @@ from shards.classes import ClassTable
 from shards.errors import FormatError
 from shards.manifest import Manifest, load_manifest
 from train.distributed import World
-from train.inference import Views, as_label, predict
+from train.inference import Views, as_label, covered, predict
 from train.metrics_split import SplitMetrics
 from train.sources import check_classes, check_scales, check_split
 
@@ -107,14 +107,17 @@ def open_for_scoring(path: Path, split: str, input_scale: str, classes: ClassTab
     """A split to be scored by a network that knows `classes`.
 
     Raises:
-        UserError: no shard set, no such split, no labels, scale 1 not stored, or other classes than the network's.
+        UserError: no shard set, no such split, no labels, scale 1 not stored, other classes than the network's, or an
+            input scale that is none or that the filter cannot make.
         FormatError: its manifest is broken.
     """
     manifest = load_manifest(path)
     check_classes(whose, classes, path, manifest.class_table)
     check_split(path, manifest, split)
     check_scales(path, manifest, split, ["1"])
-    return Split(path, manifest, split, str(shards.Scale.parse(input_scale)))
+    scale = shards.Scale.parse(input_scale)
+    scale.size(1, 1, manifest.filter)  # refuses what the filter cannot make
+    return Split(path, manifest, split, str(scale))
 
 
 def evaluate(
@@ -143,7 +146,8 @@ def evaluate(
     total = split.samples if limit is None else min(split.samples, limit)
     for example in split.examples(range(world.rank, total, world.size)):
         h, w = example.hard.shape
-        prediction = predict(model, example.shown, (h, w), views, world.device)
+        extent = covered((h, w), split.input_scale, split.manifest.filter)
+        prediction = predict(model, example.shown, (h, w), views, world.device, extent)
         metrics.update(prediction, example.hard, example.instances)
         if watch is not None:
             watch(example, as_label(prediction))

@@ -73,6 +73,7 @@ def predict(
     size: tuple[int, int],
     views: Views,
     device: torch.device,
+    extent: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """The class of each pixel.
 
@@ -82,13 +83,22 @@ def predict(
         size: (H, W) of the result.
         views: scales and flip.
         device: where to compute.
+        extent: (H', W') that the image shown covers, at least `size` (see `covered`); left out, `size`.
 
     Returns:
         int64 [H, W], on `device`.
     """
     with torch.inference_mode():
         maps = [_scores(model, _scaled(image, factor), views, device) for factor in views.scales]  # each [C, h', w']
-        return _best_class(maps, size)
+        height, width = size
+        return _best_class(maps, extent or size)[:height, :width]
+
+
+def covered(size: tuple[int, int], scale: str, filter: str) -> tuple[int, int]:
+    """The (H', W') that an image of `size` covers once it is resized to `scale`: whole cells of k x k pixels with the
+    box filter, the last of which may reach beyond the image; itself with any other."""
+    factor = shards.Scale.parse(scale).box_factor() if filter == "box" else None
+    return size if factor is None else (size[0] + -size[0] % factor, size[1] + -size[1] % factor)
 
 
 def as_label(prediction: torch.Tensor) -> npt.NDArray[np.uint16]:

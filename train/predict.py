@@ -22,7 +22,7 @@ from shards.classes import ClassTable
 from shards.codec import decode_image
 from shards.errors import SegshardsError, UserError
 from shards.picture import overlay
-from train.inference import Views, as_label, predict
+from train.inference import Views, as_label, covered, predict
 from train.run import Run
 
 MOST_BYTES = 1 << 30
@@ -58,7 +58,9 @@ def predict_files(
         except SegshardsError as error:
             problems.append(str(error))
             continue
-        label = as_label(predict(model, shown(image, run), image.shape[:2], views, device))
+        h, w = image.shape[:2]
+        extent = covered((h, w), run.recipe.eval.input_scale, run.sources[0]["filter"])
+        label = as_label(predict(model, shown(image, run), (h, w), views, device, extent))
         label_image(label, run.classes).save(out / f"{path.stem}.label.png")
         Image.fromarray(overlay(image, label, run.classes)).save(out / f"{path.stem}.overlay.png")
     return problems

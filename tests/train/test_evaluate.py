@@ -17,7 +17,7 @@ from tests.train.shardset import CLASSES, COLOURS, Raw, scene, write
 from train import inference
 from train.distributed import World
 from train.evaluate import Example, evaluate, open_for_scoring
-from train.inference import Views, as_label, predict
+from train.inference import Views, as_label, covered, predict
 
 CPU = torch.device("cpu")
 WORLD = World(CPU)
@@ -85,6 +85,25 @@ def test_an_input_scale_that_is_not_stored_is_made(shard_set: Path) -> None:
     split = open_for_scoring(shard_set, "val", "1/8", CLASSES, "run")
     example = next(split.examples(range(1)))
     assert np.array_equal(example.shown, shards.resize_image(example.image, "1/8", "box"))
+
+
+def test_partial_box_cells_reach_beyond_the_image(tmp_path: Path) -> None:
+    """At 45 x 61 pixels the last cells of 1/8 are partial: upsampling keeps every cell over its own 8 x 8 pixels."""
+    path = write(tmp_path / "odd", {"val": [scene(3, (45, 61))]})
+    split = open_for_scoring(path, "val", "1/8", CLASSES, "run")
+    seen: list[tuple[Example, np.ndarray]] = []
+    evaluate(ByColour(), split, Views(), WORLD, watch=lambda e, p: seen.append((e, p)))
+    example, prediction = seen[0]
+    assert example.shown.shape == (6, 8, 3)
+    with torch.inference_mode():
+        padded = torch.nn.functional.pad(
+            torch.from_numpy(example.shown).permute(2, 0, 1)[None].float(), (0, 24, 0, 26), mode="replicate"
+        )
+        scores = ByColour()(padded).softmax(1)[..., :6, :8]
+    full = torch.nn.functional.interpolate(scores, scale_factor=8, mode="bilinear", align_corners=False)
+    assert np.array_equal(prediction, full.argmax(1)[0, :45, :61].numpy())
+    assert covered((45, 61), "1/8", "box") == (48, 64)
+    assert covered((45, 61), "1/8", "bilinear") == covered((45, 61), "1", "box") == (45, 61)
 
 
 def test_ranks_share_the_samples(shard_set: Path) -> None:

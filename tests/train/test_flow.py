@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import shards
@@ -15,7 +16,9 @@ from shards.picture import overlay
 from tests.train.conftest import MAINS, Call
 from tests.train.shardset import CLASSES, scene, write
 from tests.train.test_cli import RECIPE
-from train.predict import label_image
+from train.inference import Views
+from train.predict import label_image, predict_files
+from train.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,53 @@ def test_views_limit_and_report_folder(call: Call, run_folder: Path, shard_set: 
     scores = json.loads((tmp_path / "e.json").read_text())
     assert (scores["samples"], scores["scales"], scores["flip"]) == (2, [0.75, 1.0], True)
     assert (tmp_path / "report" / "01-errors.png").is_file()
+
+
+def test_input_scale_shows_the_network_another_image(
+    call: Call, run_folder: Path, shard_set: Path, tmp_path: Path
+) -> None:
+    words = ("seg-eval", "--run", run_folder, "--shards", shard_set, "--quiet", "--report", tmp_path / "report")
+    scores = {}
+    for scale, option in {"1/2": (), "2/4": ("--input-scale", "2/4"), "1": ("--input-scale", "1")}.items():
+        code, _, err = call(*words, *option, "--json", tmp_path / "e.json")
+        assert code == 0, err
+        scores[scale] = json.loads((tmp_path / "e.json").read_text())
+    assert [scores[scale].pop("input_scale") for scale in ("1/2", "2/4", "1")] == ["1/2", "1/2", "1"]
+    assert scores["2/4"] == scores["1/2"]
+    assert scores["1"]["pixels"] == scores["1/2"]["pixels"]  # always the source's own
+    assert scores["1"]["miou"] != scores["1/2"]["miou"]
+
+
+@pytest.mark.parametrize("scale", ["abc", "1/999", "0", "2/3"])
+def test_an_input_scale_that_cannot_be_shown_is_one_line(
+    call: Call, run_folder: Path, shard_set: Path, tmp_path: Path, scale: str
+) -> None:
+    words = ("--run", run_folder, "--shards", shard_set, "--input-scale", scale, "--report", tmp_path / "report")
+    code, out, err = call("seg-eval", *words)
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert scale in err
+    assert not (tmp_path / "report").exists()
+
+
+def test_scores_are_not_taken_where_they_cannot_be_written(
+    call: Call, run_folder: Path, shard_set: Path, tmp_path: Path
+) -> None:
+    code, out, err = call("seg-eval", "--run", run_folder, "--shards", shard_set, "--json", tmp_path)
+    assert (code, out) == (2, "")
+    assert "is a directory" in err
+
+
+def test_predictions_of_a_box_run_keep_cells_over_their_pixels(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = open_run(run_folder), []
+    Image.fromarray(scene(7, (45, 61)).image).save(tmp_path / "odd.png")
+    monkeypatch.setattr(
+        "train.predict.predict", lambda *args: seen.append(args) or torch.zeros(args[2], dtype=torch.int64)
+    )
+    predict_files(torch.nn.Identity(), run, [tmp_path / "odd.png"], tmp_path / "out", Views(), torch.device("cpu"))
+    assert [seen[0][2], seen[0][5]] == [(45, 61), (46, 62)]
 
 
 def test_other_classes_are_refused(call: Call, run_folder: Path, tmp_path: Path) -> None:

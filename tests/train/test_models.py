@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,19 @@ def test_padding_is_cropped_back_and_upsampling_keeps_pixel_centres() -> None:
     inner = net(ramp)[..., 4:28, 4:28]
     assert inner.shape[-2:] == (24, 24)
     torch.testing.assert_close(inner, ramp[..., 4:28, 4:28])  # a linear ramp stays where it was
+
+
+def test_logits_are_float32_before_they_are_upsampled() -> None:
+    """On CUDA the gradient of a bilinear resize is summed in the type of its input: bfloat16 would lose most of it."""
+    model = build_model(Model(arch="linear", encoder="mobilenetv3_small_050", output_stride=8), 3).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.coarse(torch.zeros(2, 3, 64, 64)).dtype == torch.bfloat16
+        assert model(torch.zeros(2, 3, 64, 64)).dtype == torch.float32
+
+
+def test_the_hubs_retries_are_not_printed() -> None:
+    build_model(Model(arch="linear", encoder="mobilenetv3_small_050", output_stride=8), 3)
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
 def test_deeplab_upsamples_inside_by_pixel_centres_too() -> None:

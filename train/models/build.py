@@ -9,6 +9,7 @@ another geometry on whole images.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def build_model(config: Model, num_classes: int) -> SegmentationModel:
         UserError: weights that cannot be found, fetched or fitted.
     """
     _check_encoder(config)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: what fails is told in one line
     try:
         encoder, decoder = _PARTS[config.arch](config, num_classes)
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -50,6 +51,8 @@ class SegmentationModel(nn.Module):
         h, w = images.shape[-2:]
         coarse = self.coarse(images)  # [B, C, H' / s, W' / s]
         padded = (h + -h % self.multiple, w + -w % self.multiple)
+        if coarse.dtype in (torch.bfloat16, torch.float16):  # CUDA adds up this resize's gradient in its own type
+            coarse = coarse.float()
         full = F.interpolate(coarse, size=padded, mode="bilinear", align_corners=False)
         return full[..., :h, :w]
 

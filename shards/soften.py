@@ -116,7 +116,7 @@ def _find_mixed(hard: U16, k: int, base: U16, cells: npt.NDArray[np.int32]) -> i
 def _weigh(hard: U16, size: tuple[int, int], taps: tuple[Any, ...], total: int, denominator: int) -> SoftLabel:
     """Run the general kernel, with more room for entries as long as they do not fit."""
     base = np.empty(size, np.uint16)
-    room, most = size[0] * size[1] // 4 + 1024, size[0] * size[1] * taps[2].shape[1] * taps[5].shape[1]
+    room, most = 2 * size[0] * size[1] + 1024, size[0] * size[1] * taps[2].shape[1] * taps[5].shape[1]
     while True:
         cells, counts = np.empty(size[0] * size[1] + 2, np.int32), np.zeros(size[0] * size[1] + 2, np.int64)
         ids, weights = np.empty(room, np.uint16), np.empty(room, np.uint16)

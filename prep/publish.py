@@ -18,7 +18,7 @@ from prep.shardfile import ShardRecord
 from prep.statistics import class_pixels, summarise
 from shards.arrays import pack
 from shards.card import card
-from shards.errors import FormatError, UserError
+from shards.errors import FormatError, UserError, naming
 from shards.index import decode_index
 from shards.manifest import File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes, sync_folder
 from shards.verify import check_file
@@ -120,7 +120,8 @@ def _publish_store(records: Sequence[ShardRecord], folder: Path, place: Path, ou
     if not (place / name).exists():
         shutil.rmtree(folder / name, ignore_errors=True)
         tars = [(folder / r.name, decode_index((folder / r.index_name).read_bytes(), r.index_name)) for r in records]
-        pack(tars, folder / name)
+        with naming(folder / name):
+            pack(tars, folder / name)
         _sync_tree(folder / name)  # a store in place counts as whole, even after a power cut
         (folder / name).replace(place / name)
     paths = sorted(path for path in (place / name).rglob("*") if path.is_file())

@@ -14,6 +14,7 @@ from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shards.errors import naming
 from shards.index import encode_entry
 from shards.tar import TAR_END, IndexEntry
 
@@ -155,11 +156,12 @@ class ShardStream:
         return ShardRecord(self._stream, self._shard, size, digest, self._samples, index_size, index_digest)
 
 
-def write_all(file: RawIOBase, data: bytes) -> None:
-    """Write to an unbuffered file, which may take less at a time than it is given."""
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write to an unbuffered file, which may take less at a time than it is given. OSError names the file."""
     view = memoryview(data)
-    while view:
-        view = view[file.write(view) or 0 :]
+    with naming(str(file.name)):
+        while view:
+            view = view[file.write(view) or 0 :]
 
 
 def hash_prefix(file: BinaryIO | RawIOBase, length: int) -> Any:

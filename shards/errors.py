@@ -12,6 +12,8 @@ Every message is one line: what was found, what was expected, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -49,6 +51,17 @@ class FormatError(SegshardsError):
 
     def __reduce__(self) -> tuple[type[FormatError], tuple[str, str, str | None]]:
         return type(self), (self.path, self.reason, self.member)  # crosses process borders whole
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let operating-system errors of writes (disk full) name the file, which Python leaves out there."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class SampleError(SegshardsError):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shards.classes import ClassTable
-from shards.errors import FormatError, SettingsError, UserError
+from shards.errors import FormatError, SettingsError, UserError, naming
 from shards.scale import Scale, check_filter
 
 FORMAT_VERSION = 1
@@ -140,7 +140,7 @@ def publish(manifest: Manifest, folder: Path) -> Manifest:
 def publish_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with naming(temporary), open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prep import outdir, pipeline, publish
+from prep.journal import Journal
+from prep.shardfile import ShardRecord, write_all
+from shards import manifest
 from shards.errors import FormatError, SettingsError
+from shards.terminal import describe
 from tests.fakes import fake_camvid
 from tests.prep.builds import run_build, tree
 
@@ -100,3 +107,49 @@ def test_a_file_system_without_locks_is_told_as_such(
 
 def test_more_than_99_999_shards_are_still_ours() -> None:
     assert outdir._OURS.fullmatch("val/1-2/val-1-2-123456.tar")
+
+
+def test_shards_are_on_disk_before_the_journal_says_so(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    closed: list[str] = []
+    sync, append = os.fsync, Journal.append
+
+    def note_sync(handle: int) -> None:
+        synced.update(path.name for path in (tmp_path / "out").glob(".build/*") if same(path, handle))
+        sync(handle)
+
+    def note_line(journal: Journal, line: dict[str, Any]) -> None:
+        records = [ShardRecord.from_dict(value) for value in line.get("closed", ())]
+        closed.extend(name for record in records for name in (record.name, record.index_name))
+        assert synced.issuperset(closed)
+        append(journal, line)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Journal, "append", note_line)
+    run_build("camvid", root, tmp_path / "out", **OPTIONS)
+    assert len(closed) >= 4
+
+
+def same(path: Path, handle: int) -> bool:
+    return os.path.samestat(path.stat(), os.fstat(handle))
+
+
+def full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class FullDisk(FileIO):
+    """A file on a disk that has no room."""
+
+    write = full
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FullDisk(tmp_path / "shard", "w") as file, pytest.raises(OSError, match="shard") as caught:
+        write_all(file, b"x")
+    assert describe(caught.value).startswith(f"disk full: {tmp_path / 'shard'}; free some space")
+    monkeypatch.setattr(manifest.os, "fsync", full)
+    with pytest.raises(OSError, match="card"):
+        manifest.publish_bytes(tmp_path / "card", b"x")

@@ -39,9 +39,9 @@ def command(
     model, _ = load_model(run, chosen)
     problems = predict_files(model, run, images, out, views_of(run.recipe, chosen, factors, flip), chosen)
     for problem in problems:
-        click.echo(problem, err=True)
+        click.echo(f"error: {problem}", err=True)
     say(f"{len(images) - len(problems)} of {len(images)} images predicted: {out}", quiet)
-    return 1 if problems else 0
+    return 0 if not problems else 1 if len(problems) < len(images) else 2
 
 
 main = main_of(command)

@@ -141,7 +141,8 @@ def test_predict_any_image_and_go_on_after_a_bad_one(call: Call, run_folder: Pat
     code, out, err = call("seg-predict", "--run", run_folder, "--out", tmp_path / "out", *images)
     assert code == 1
     assert "3 of 5 images predicted" in out
-    assert [line.partition(":")[0] for line in err.strip().splitlines()] == [str(images[1]), str(images[2])]
+    said = [line.removeprefix("error: ").partition(":")[0] for line in err.strip().splitlines()]
+    assert said == [str(images[1]), str(images[2])]
     for name, size in made.items():
         stem = name.partition(".")[0]
         with Image.open(tmp_path / "out" / f"{stem}.label.png") as label, Image.open(tmp_path / "in" / name) as source:
@@ -153,6 +154,12 @@ def test_predict_any_image_and_go_on_after_a_bad_one(call: Call, run_folder: Pat
             difference = np.abs(np.asarray(over).astype(int) - overlay(image, ids.astype(np.uint16), CLASSES))
         assert difference.max() <= (0 if name.endswith("png") else 6)  # JPEG decoders differ by a little
     assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_nothing_that_can_be_predicted_is_refused(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    code, _, err = call("seg-predict", "--run", run_folder, "--out", tmp_path / "out", tmp_path / "missing.png")
+    assert code == 2
+    assert err == f"error: {tmp_path / 'missing.png'}: No such file or directory; expected an image file\n"
 
 
 def test_predictions_do_not_overwrite_each_other(call: Call, run_folder: Path, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ rotation, no alpha): only then may its bytes be stored unchanged.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +14,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards.codec.image import MAX_PIXELS, no_pillow_cap
 from shards.errors import SampleError
 
-MAX_PIXELS = 1 << 28  # 268 megapixels: larger than any segmentation dataset's image, 768 MiB as RGB
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -38,22 +36,12 @@ class SourceImage:
     plain: bool
 
 
-@contextmanager
-def _no_pillow_cap() -> Iterator[None]:
-    """Our own cap replaces Pillow's, which only warns below twice its limit."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
 def open_header(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Parse an image file's header; pixels are not decoded yet. SampleError: empty, not an image, too large."""
     if not data:
         raise SampleError(f"{where}: empty file (0 bytes)")
     try:
-        with _no_pillow_cap():
+        with no_pillow_cap():  # ours is below
             image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise SampleError(f"{where}: not an image file ({len(data)} bytes)") from None

@@ -5,6 +5,7 @@ Pure: the same files and settings give the same bytes in any process.
 
 from __future__ import annotations
 
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from prep.decode import MAX_PIXELS, SourceImage, decode_source
+from prep.decode import SourceImage, decode_source
 from prep.plan import relative
 from prep.raw import RawSample, Reader, UInt16
 from prep.shardfile import Blocks
 from shards import IGNORE
 from shards.codec import ImageFormat, encode_hard, encode_image, encode_instances, encode_meta, encode_soft
+from shards.codec.image import MAX_PIXELS
 from shards.errors import SampleError, SettingsError
 from shards.resize import resize_image
 from shards.scale import Scale
@@ -107,7 +109,10 @@ def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSamp
 def _read(path: Path, where: str) -> bytes:
     """A source file's bytes; SampleError where it is missing, unreadable or absurdly large."""
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would never end
+            raise SampleError(f"{where}: not a regular file")
         if size > MAX_FILE_BYTES:
             raise SampleError(f"{where}: file of {size} bytes is more than the cap of {MAX_FILE_BYTES}")
         return path.read_bytes()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from shards.codec.image import image_facts
+from shards.codec.image import image_facts, opened
 from shards.errors import FormatError, SettingsError
 from shards.kernels import IGNORE
 
@@ -65,7 +65,7 @@ def _pixels(data: bytes, mode: str, where: str | Path) -> npt.NDArray[np.uint8] 
     if facts.suffix != "png" or facts.mode != mode:
         raise FormatError(where, f"label stored as {facts.suffix} of mode {facts.mode}; expected png of mode {mode}")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data, where) as image:
             return np.array(image)
     except (ValueError, OSError, SyntaxError, EOFError) as error:
         raise FormatError(where, "damaged PNG") from error

@@ -153,3 +153,10 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(manifest.os, "fsync", full)
     with pytest.raises(OSError, match="card"):
         manifest.publish_bytes(tmp_path / "card", b"x")
+
+
+def test_a_reopened_journal_drops_what_follows(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    Journal.reopen(path, 4).close()
+    assert path.read_bytes() == b"one\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -42,6 +43,8 @@ CASES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "missing image": ("val", Path.unlink, "missing file"),
     "folder for a file": ("val", lambda path: (path.unlink(), path.mkdir()), "unreadable file: Is a directory"),
+    "pipe": ("val", lambda path: (path.unlink(), os.mkfifo(path)), "not a regular file"),
+    "device": ("valannot", lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "not a regular file"),
     "missing label": ("valannot", Path.unlink, "missing file"),
     "truncated label": ("valannot", cut, "truncated or damaged"),
     "empty label": ("valannot", lambda path: path.write_bytes(b""), "empty file (0 bytes)"),

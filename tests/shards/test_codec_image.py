@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -136,3 +137,14 @@ def test_image_formats_parse():
     assert ImageFormat.parse("keep").for_source("webp") == ImageFormat("png")
     with pytest.raises(SettingsError):
         encode_image(RGB, ImageFormat("keep"))
+
+
+def test_our_cap_replaces_pillows(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # would warn above 10 pixels, and refuse above 20
+    image, hard = np.zeros((4, 8, 3), np.uint8), np.zeros((4, 8), np.uint16)
+    for form in ("png", "webp"):
+        assert decode_image(encode_image(image, ImageFormat(form))).shape == image.shape
+    assert decode_hard(encode_hard(hard, 3), 3).shape == decode_instances(encode_instances(hard)).shape == hard.shape
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda data: decode_hard(data, 3), [encode_hard(hard, 3)] * 200))
+    assert Image.MAX_IMAGE_PIXELS == 10

@@ -159,3 +159,14 @@ def test_colour_or_lossy_labels_are_refused() -> None:
         decode_indices(encoded(RGB, "PNG"), "x")
     with pytest.raises(SampleError, match="expected a PNG"):
         decode_indices(encoded(IDS, "JPEG"), "x")
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("PNG", "png"), ("WEBP", "webp")])
+def test_of_an_animation_the_first_frame_is_kept_and_not_the_file(form: str, suffix: str) -> None:
+    first, second = (np.full((8, 12, 3), value, np.uint8) for value in (10, 200))
+    out = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    Image.fromarray(first).save(out, form, save_all=True, append_images=[Image.fromarray(second)], **options)
+    found = decode_source(out.getvalue(), "x")
+    assert (found.suffix, found.plain) == (suffix, False)
+    np.testing.assert_array_equal(found.pixels, first)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import ClassTable, FormatError, SettingsError, UserError, load_manifest
-from shards.manifest import manifest_bytes, parse_manifest
+from shards.manifest import manifest_bytes, parse_manifest, publish_bytes
 from tests.shards.build import CLASSES
 
 
@@ -131,3 +132,18 @@ def test_class_tables():
     for broken in ({}, {**table.to_dict(), "wnids": [1] * 300}, {**table.to_dict(), "colours": [[1, 2]] * 300}):
         with pytest.raises(SettingsError):
             ClassTable.from_dict(broken)
+
+
+def test_publishing_is_synced_file_first_then_renamed_then_folder(tmp_path, monkeypatch):
+    steps, fsync = [], os.fsync
+
+    def note(handle):
+        is_folder = os.path.samestat(os.fstat(handle), tmp_path.stat())
+        steps.append("folder" if is_folder else "file")
+        steps.append("in place" if (tmp_path / "card").exists() else "not yet")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    publish_bytes(tmp_path / "card", b"x")
+    assert steps == ["file", "not yet", "folder", "in place"]
+    assert [path.name for path in tmp_path.iterdir()] == ["card"]

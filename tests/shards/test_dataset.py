@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import zarr
 
 import shards
 from shards import FormatError, UserError, arrays, resize_image, soften
-from tests.shards.build import SCALES, pair
+from tests.shards.build import SCALES, build, pair
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -60,8 +61,6 @@ def test_what_is_not_there_is_named(shard_set):
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
-    from tests.shards.build import build
-
     build(tmp_path)
     tar = tmp_path / "train/1-2/train-1-2-00000.tar"
     tar.write_bytes(tar.read_bytes()[:900])
@@ -73,8 +72,6 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 
 def test_a_broken_zarr_store_is_named(tmp_path):
-    from tests.shards.build import build
-
     build(tmp_path, "zarr")
     store = tmp_path / "train/1-2/train-1-2.zarr"
     chunk = store / "soft.npz/data/c/0"
@@ -95,3 +92,12 @@ def test_a_store_of_huge_chunks_is_refused(zarr_set, monkeypatch):
     monkeypatch.setattr(arrays, "MAX_CHUNK", 100)
     with pytest.raises(FormatError, match="chunks of more than 100"):
         shards.open(zarr_set, "train", "1/2")[0]
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, 1), (2, 0), (5, 1 << 40), (3, (1 << 64) - 1)])
+def test_offsets_of_a_store_are_not_trusted(tmp_path, place, value):
+    build(tmp_path, "zarr")
+    store = zarr.open_group(str(tmp_path / "train/1-2/train-1-2.zarr"), mode="r+")
+    store["image/offsets"][place] = np.uint64(value)
+    with pytest.raises(FormatError, match="image: offsets do not rise or leave the data"):
+        shards.open(tmp_path, "train", "1/2")[4]

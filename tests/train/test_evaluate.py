@@ -106,11 +106,14 @@ def test_partial_box_cells_reach_beyond_the_image(tmp_path: Path) -> None:
     assert covered((45, 61), "1/8", "bilinear") == covered((45, 61), "1", "box") == (45, 61)
 
 
-def test_ranks_share_the_samples(shard_set: Path) -> None:
+def test_ranks_share_the_samples(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = open_for_scoring(shard_set, "val", "1", CLASSES, "run")
     keys = [[e.key for e in split.examples(range(rank, 5, 2))] for rank in range(2)]
     assert sorted(keys[0] + keys[1]) == shards.open(shard_set, split="val", scale="1").keys()
     assert [len(k) for k in keys] == [3, 2]
+    monkeypatch.setattr(World, "sum_counts", lambda self, table: table)
+    scores, samples = evaluate(Always(0), split, Views(), World(CPU, 1, 2))
+    assert (scores["images"], samples) == (2, 5)
 
 
 def test_what_cannot_be_scored(shard_set: Path, tmp_path: Path) -> None:

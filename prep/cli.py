@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import click
 
+from prep.build.settings import FORMATS, MB, Settings
 from prep.datasets import dataset_names, load_reader
 from prep.overview import describe_datasets, describe_outcome, describe_plan
 from prep.pipeline import build, make_checked_plan
-from prep.settings import FORMATS, MB, Settings
 from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
 from shards.terminal import main_of, say

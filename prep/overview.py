@@ -6,12 +6,12 @@ import textwrap
 from fractions import Fraction
 from pathlib import Path
 
+from prep.build.encode import FULL
+from prep.build.plan import Plan
+from prep.build.settings import MB
 from prep.datasets import dataset_names, load_reader
-from prep.encode import FULL
 from prep.pipeline import Outcome
-from prep.plan import Plan
 from prep.raw import Reader
-from prep.settings import MB
 
 _SHOWN = 10  # quarantined samples that are printed; quarantine.jsonl holds all
 

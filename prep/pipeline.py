@@ -12,16 +12,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from prep import outdir
-from prep.encode import BadSample, Job
-from prep.journal import Journal, read_journal
-from prep.plan import Plan, make_plan
-from prep.progress import BuildState, last_consistent
-from prep.publish import check_sizes, publish_build, read_quarantine
+from prep.build import outdir
+from prep.build.encode import BadSample, Job
+from prep.build.journal import Journal, read_journal
+from prep.build.plan import Plan, make_plan
+from prep.build.publish import check_sizes, publish_build, read_quarantine
+from prep.build.settings import Settings, describe_differences, library_versions
+from prep.build.state import BuildState, last_consistent
+from prep.build.worker import encode_chunks
+from prep.build.writer import ChunkWriter
 from prep.raw import Reader
-from prep.settings import Settings, describe_differences, library_versions
-from prep.worker import encode_chunks
-from prep.writer import ChunkWriter
 from shards.codec import ImageFormat
 from shards.errors import SettingsError
 from shards.manifest import MANIFEST, Manifest, load_manifest

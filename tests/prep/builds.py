@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from prep.build.settings import Settings
 from prep.cli import command
 from prep.datasets import load_reader
 from prep.pipeline import Outcome, build
-from prep.settings import Settings
 from shards.scale import Scale
 from shards.terminal import main_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prep import worker
+from prep.build import worker
 from tests.prep.builds import SegPrep
 
 

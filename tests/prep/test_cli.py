@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 import shards
+from prep.build.settings import Settings
 from prep.cli import command
 from prep.datasets import dataset_names, load_reader
-from prep.settings import Settings
 from shards.errors import SettingsError
 from shards.manifest import load_manifest
 from tests.fakes import fake_camvid, fake_cityscapes
@@ -128,5 +128,5 @@ def test_settings_check_themselves(tmp_path: Path) -> None:
 
 
 def test_importing_prep_brings_no_torch() -> None:
-    code = "import prep.cli, prep.worker, sys; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
+    code = "import prep.cli, prep.build.worker, sys; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from prep import outdir, pipeline, publish
-from prep.journal import Journal
-from prep.shardfile import ShardRecord, write_all
+from prep import pipeline
+from prep.build import outdir, publish
+from prep.build.journal import Journal
+from prep.build.shardfile import ShardRecord, write_all
 from shards import manifest
 from shards.errors import FormatError, SettingsError
 from shards.terminal import describe

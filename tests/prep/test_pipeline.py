@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import shards
-from prep import worker
-from prep.counts import Counts
+from prep.build import worker
+from prep.build.counts import Counts
+from prep.build.encode import EncodedSample, Job, encode_sample
+from prep.build.plan import make_plan
+from prep.build.settings import Settings
 from prep.datasets import load_reader
-from prep.encode import EncodedSample, Job, encode_sample
-from prep.plan import make_plan
-from prep.settings import Settings
 from shards import IGNORE
 from shards.codec import ImageFormat, decode_soft
 from shards.errors import UserError

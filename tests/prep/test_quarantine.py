@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import shards
-from prep import encode
+from prep.build import encode
 from shards.errors import UserError
 from shards.verify import verify
 from tests.fakes import fake_camvid, save

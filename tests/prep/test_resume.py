@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from prep import outdir, publish
-from prep.journal import Journal, read_journal
-from prep.shardfile import ShardRecord, ShardStream
+from prep.build import outdir, publish
+from prep.build.journal import Journal, read_journal
+from prep.build.shardfile import ShardRecord, ShardStream
 from shards.errors import SettingsError
 from tests.fakes import fake_camvid
 from tests.prep.builds import SegPrep, run_build, tree
@@ -192,7 +192,8 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-c",
-        "from prep import cli, worker; worker.WORTH_SECONDS = 0; worker.any_ready = bool; cli.main()",
+        "from prep import cli; from prep.build import worker;"
+        "worker.WORTH_SECONDS = 0; worker.any_ready = bool; cli.main()",
         *arguments,
         "--max-bad",
         "9",
@@ -356,7 +357,7 @@ def test_two_builds_into_one_folder_are_refused(root: Path, tmp_path: Path) -> N
 def test_a_full_disk_is_one_line_and_the_build_goes_on(
     root: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seg_prep: SegPrep, call: int
 ) -> None:
-    from prep import shardfile
+    from prep.build import shardfile
 
     original, left = shardfile.write_all, call
 

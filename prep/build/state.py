@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prep.counts import Counts
-from prep.encode import BadSample
-from prep.journal import read_journal
-from prep.plan import Chunk
-from prep.shardfile import ShardRecord, hash_prefix
+from prep.build.counts import Counts
+from prep.build.encode import BadSample
+from prep.build.journal import read_journal
+from prep.build.plan import Chunk
+from prep.build.shardfile import ShardRecord, hash_prefix
 
 
 @dataclass

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from prep.counts import Counts
-from prep.encode import BadSample, EncodedSample
-from prep.journal import Journal
-from prep.plan import Chunk, Plan
-from prep.progress import BuildState, chunk_line
-from prep.shardfile import ShardStream
-from prep.worker import EncodedChunk
+from prep.build.counts import Counts
+from prep.build.encode import BadSample, EncodedSample
+from prep.build.journal import Journal
+from prep.build.plan import Chunk, Plan
+from prep.build.state import BuildState, chunk_line
+from prep.build.shardfile import ShardStream
+from prep.build.worker import EncodedChunk
 
 
 class ChunkWriter:

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prep.decode import SourceImage, decode_source
-from prep.plan import relative
+from prep.build.plan import relative
 from prep.raw import RawSample, Reader, UInt16
-from prep.shardfile import Blocks
+from prep.build.shardfile import Blocks
 from shards import IGNORE
 from shards.codec import ImageFormat, encode_hard, encode_image, encode_instances, encode_meta, encode_soft
 from shards.codec.image import MAX_PIXELS

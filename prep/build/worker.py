@@ -21,8 +21,8 @@ from contextlib import contextmanager
 
 import cv2
 
-from prep.encode import BadSample, EncodedSample, Job, encode_sample
-from prep.plan import Chunk
+from prep.build.encode import BadSample, EncodedSample, Job, encode_sample
+from prep.build.plan import Chunk
 from shards.errors import UserError
 
 EncodedChunk = list[EncodedSample | BadSample]

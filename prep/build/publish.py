@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from prep.encode import BadSample
-from prep.plan import Plan
-from prep.progress import BuildState
-from prep.shardfile import ShardRecord
-from prep.statistics import class_pixels, summarise
+from prep.build.encode import BadSample
+from prep.build.plan import Plan
+from prep.build.state import BuildState
+from prep.build.shardfile import ShardRecord
+from prep.build.statistics import class_pixels, summarise
 from shards.arrays import pack
 from shards.card import card
 from shards.errors import FormatError, UserError, naming

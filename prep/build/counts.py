@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prep.encode import EncodedSample
+from prep.build.encode import EncodedSample
 from shards.scale import Scale
 
 

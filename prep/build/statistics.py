@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from prep.counts import Counts
-from prep.plan import Plan
-from prep.progress import BuildState
+from prep.build.counts import Counts
+from prep.build.plan import Plan
+from prep.build.state import BuildState
 from shards import IGNORE
 from shards.manifest import Manifest
 

@@ -67,7 +67,7 @@ def command(
     """Score a run on a split, at full source resolution; print a table and write a report with pictures."""
     factors = parse_scales(scales)
     yield_cores()
-    from train.distributed import join  # torch takes a second to import: --help does without
+    from train.distributed import enough_memory, join  # torch takes a second to import: --help does without
     from train.evaluate import open_for_scoring
     from train.inference import views_of
     from train.run import open_run
@@ -75,7 +75,7 @@ def command(
     run = open_run(folder)
     shown = input_scale or run.recipe.eval.input_scale
     target = open_for_scoring(shard_set, split, shown, run.classes, f"run {folder}")
-    with join(device) as world:
+    with join(device) as world, enough_memory("use smaller --scales or --input-scale, or --device cpu"):
         views = views_of(run.recipe, world.device, factors, flip)
         result, page = _evaluate(run, target, views, world, report or folder / f"report-{split}", limit, quiet)
         if not world.first:

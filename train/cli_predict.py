@@ -30,14 +30,15 @@ def command(
     """Write NAME.label.png (class ids, coloured by a palette) and NAME.overlay.png for each IMAGE."""
     factors = parse_scales(scales)
     yield_cores()
-    from train.distributed import choose_device  # torch takes a second to import: --help does without
+    from train.distributed import choose_device, enough_memory  # torch takes a second to import: --help does without
     from train.inference import load_model, views_of
     from train.predict import predict_files
     from train.run import open_run
 
     run, chosen = open_run(folder), choose_device(device)
     model, _ = load_model(run, chosen)
-    problems = predict_files(model, run, images, out, views_of(run.recipe, chosen, factors, flip), chosen)
+    with enough_memory("use smaller images or --scales, or --device cpu; finished images stay"):
+        problems = predict_files(model, run, images, out, views_of(run.recipe, chosen, factors, flip), chosen)
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     say(f"{len(images) - len(problems)} of {len(images)} images predicted: {out}", quiet)

@@ -119,6 +119,7 @@ class Trainer:
         """
         path = self.setup.folder / checkpoint.NAME
         if not path.exists():
+            say(f"no {checkpoint.NAME} in {self.setup.folder}: starting at step 0", self.quiet or not self.world.first)
             return
         saved = checkpoint.load(path)
         checkpoint.belongs(saved, self.setup.classes.digest, self.setup.digests, path)

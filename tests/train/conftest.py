@@ -21,11 +21,6 @@ MAINS: dict[str, Callable[[], None]] = {
 Call = Callable[..., tuple[int, str, str]]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Since Python 3.12 a fork warns where torch has threads; the data loader's workers use one."""
-    config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded, use of fork")
-
-
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """call("seg-train", ...) -> exit code, stdout, stderr; in this process."""

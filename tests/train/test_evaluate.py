@@ -13,11 +13,12 @@ from torch import nn
 import shards
 from shards.classes import ClassTable
 from shards.errors import UserError
+from tests.train.conftest import recipe
 from tests.train.shardset import CLASSES, COLOURS, Raw, scene, write
 from train import inference
 from train.distributed import World
 from train.evaluate import Example, evaluate, open_for_scoring
-from train.inference import Views, as_label, covered, predict
+from train.inference import Views, as_label, covered, predict, views_of
 
 CPU = torch.device("cpu")
 WORLD = World(CPU)
@@ -196,3 +197,14 @@ def test_tiny_images() -> None:
 
     assert predict(Watch().eval(), image(5, 40), (5, 40), Views(), CPU).shape == (5, 40)
     assert sizes == [(32, 40)]
+
+
+def test_a_recipe_says_how_it_is_scored_unless_asked_otherwise() -> None:
+    chosen = recipe(eval={"scales": [0.5, 1.0], "flip": True}, loop={"amp": "bf16"})
+    views = views_of(chosen, CPU)
+    assert (list(views.scales), views.flip, views.bf16) == ([0.5, 1.0], True, True)
+    assert list(views_of(chosen, CPU, (2.0,)).scales) == [2.0]
+    plain = recipe()
+    assert views_of(plain, CPU).flip is False
+    assert views_of(plain, CPU, flip=True).flip is True
+    assert views_of(plain, CPU).bf16 is False

@@ -173,3 +173,32 @@ def test_many_classes_are_16_bits(tmp_path: Path) -> None:
     label_image(np.array([[0, 399]], np.uint16), many).save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         assert np.asarray(image).tolist() == [[0, 399]]
+
+
+def test_too_little_memory_is_one_line(
+    call: Call, run_folder: Path, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    Image.fromarray(scene(7).image).save(tmp_path / "a.png")
+    monkeypatch.setattr("train.evaluate.predict", none_left)
+    monkeypatch.setattr("train.predict.predict", none_left)
+    for words in (
+        ("seg-eval", "--run", run_folder, "--shards", shard_set, "--report", tmp_path / "r", "--quiet"),
+        ("seg-predict", "--run", run_folder, "--out", tmp_path / "out", tmp_path / "a.png"),
+    ):
+        code, _, err = call(*words)
+        assert code == 2
+        assert err.count("\n") == 1
+        assert "out of memory: use smaller" in err
+
+
+def test_a_run_without_its_checkpoint_says_that_it_starts_again(call: Call, shard_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    base = ("--shards", shard_set, "--recipe", tmp_path / "tiny.toml", "--out", tmp_path / "run")
+    assert call("seg-train", *base, "--set", "loop.steps=2")[0] == 0
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    code, out, _ = call("seg-train", *base, "--set", "loop.steps=2", "--resume")
+    assert code == 0
+    assert f"no checkpoint.pt in {tmp_path / 'run'}: starting at step 0" in out

@@ -13,7 +13,15 @@ import numpy as np
 
 IGNORE = 65535
 FINEST = 1 << 32  # weights over 2^16 on both axes
-_jit = nb.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+
+
+def _jit(function: Any) -> Any:
+    """Compiled at first use, the GIL released; cached on disk where there is a place that can be written."""
+    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        return nb.njit(cache=True, **options)(function)
+    except RuntimeError:  # numba finds neither this folder nor the user's cache writable
+        return nb.njit(**options)(function)
 
 
 @_jit

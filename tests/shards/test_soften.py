@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -165,3 +167,14 @@ def test_threads_do_not_disturb_each_other():
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda job: soften(*job), jobs))
     assert found == [soften(*job) for job in jobs]
+
+
+def test_kernels_work_where_no_cache_can_be_written():
+    code = """
+import numba.core.caching as caching
+def refuse(self, *arguments): raise RuntimeError("cannot cache function: no locator available")
+caching._CacheImpl.__init__ = refuse
+import numpy as np, shards
+assert shards.soften(np.zeros((8, 8), np.uint16), "1/2").shape == (4, 4)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -173,7 +173,8 @@ def test_kernels_work_where_no_cache_can_be_written():
     code = """
 import numba.core.caching as caching
 def refuse(self, *arguments): raise RuntimeError("cannot cache function: no locator available")
-caching._CacheImpl.__init__ = refuse
+assert caching.CacheImpl.__init__ is not object.__init__
+caching.CacheImpl.__init__ = refuse
 import numpy as np, shards
 assert shards.soften(np.zeros((8, 8), np.uint16), "1/2").shape == (4, 4)
 """

@@ -7,6 +7,7 @@ A bad image costs one line; the others are done.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 import shards
 from shards.classes import ClassTable
-from shards.codec import decode_image
+from shards.codec import decode_image, image_facts
 from shards.errors import SegshardsError, UserError
 from shards.picture import overlay
 from train.inference import Views, as_label, covered, predict
@@ -67,7 +68,7 @@ def predict_files(
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """An image file as uint8 [H, W, 3].
+    """An image file as uint8 [H, W, 3], turned upright where EXIF says so, as `seg-prep` turns what is trained on.
 
     Raises:
         UserError: it cannot be read.
@@ -79,7 +80,11 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected an image file") from None
-    return decode_image(data, path)
+    stored = decode_image(data, path)
+    if not image_facts(data, path).rotated:
+        return stored
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
 
 
 def shown(image: npt.NDArray[np.uint8], run: Run) -> npt.NDArray[np.uint8]:

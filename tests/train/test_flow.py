@@ -202,3 +202,16 @@ def test_a_run_without_its_checkpoint_says_that_it_starts_again(call: Call, shar
     code, out, _ = call("seg-train", *base, "--set", "loop.steps=2", "--resume")
     assert code == 0
     assert f"no checkpoint.pt in {tmp_path / 'run'}: starting at step 0" in out
+
+
+def test_predictions_stand_upright(call: Call, run_folder: Path, tmp_path: Path) -> None:
+    upright = scene(7).image
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(upright).save(tmp_path / "plain.png")
+    Image.fromarray(upright[::-1, ::-1]).save(tmp_path / "turned.png", exif=exif)
+    out = tmp_path / "out"
+    assert call("seg-predict", "--run", run_folder, "--out", out, *sorted(tmp_path.glob("*.png")))[0] == 0
+    for kind in ("label", "overlay"):
+        with Image.open(out / f"plain.{kind}.png") as plain, Image.open(out / f"turned.{kind}.png") as turned:
+            np.testing.assert_array_equal(np.asarray(plain), np.asarray(turned))

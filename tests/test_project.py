@@ -196,3 +196,10 @@ def test_make_refuses_an_old_python(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "Python 3.9.1, expected 3.11 or newer" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_every_folder_with_modules_is_a_package():
+    """Without its __init__.py (ignored by git, say) a folder works in this tree and is missing from a wheel."""
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert len(folders) > len(PACKAGES)
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []

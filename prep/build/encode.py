@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from prep.decode import SourceImage, decode_source
 from prep.build.plan import relative
-from prep.raw import RawSample, Reader, UInt16
 from prep.build.shardfile import Blocks
+from prep.decode import SourceImage, decode_source
+from prep.raw import RawSample, Reader, UInt16
 from shards import IGNORE
 from shards.codec import ImageFormat, encode_hard, encode_image, encode_instances, encode_meta, encode_soft
 from shards.codec.image import MAX_PIXELS

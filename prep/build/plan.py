@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prep.raw import RawSample, Reader
 from prep.build.settings import Settings
+from prep.raw import RawSample, Reader
 from shards.errors import LayoutError, SettingsError
 
 CHUNK = 4  # samples that travel to a worker and back together: few, so that memory stays flat

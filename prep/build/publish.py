@@ -13,8 +13,8 @@ from pathlib import Path
 
 from prep.build.encode import BadSample
 from prep.build.plan import Plan
-from prep.build.state import BuildState
 from prep.build.shardfile import ShardRecord
+from prep.build.state import BuildState
 from prep.build.statistics import class_pixels, summarise
 from shards.arrays import pack
 from shards.card import card

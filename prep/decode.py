@@ -14,10 +14,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from shards.codec.image import MAX_PIXELS, no_pillow_cap
+from shards.codec.image import MAX_PIXELS, SUFFIXES, no_pillow_cap
 from shards.errors import SampleError
 
-_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -76,7 +75,7 @@ def decode_source(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Sour
     if image.mode == "F":  # no range is agreed on for these
         raise SampleError(f"{where}: image of floating-point pixels; expected integers of 8 or 16 bits")
     kind = image.format or ""
-    suffix = _SUFFIXES.get(kind, "")
+    suffix = SUFFIXES.get(kind, "")
     if kind == "JPEG":
         plain = image.mode == "RGB" and _orientation(image) == 1
         if plain:

@@ -27,7 +27,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import shards
-from shards.errors import FormatError, SegshardsError, SettingsError
+from shards.errors import SegshardsError, SettingsError
 from shards.order import generator
 from train.augment import GREY, augment
 from train.batch import Batch, Item, collate, planar, targets_of
@@ -93,8 +93,6 @@ class Stream(Dataset[Item | Failure]):
         else:
             key, image, soft = self._stored(index, rng)
         image, soft = augment(image, soft, self.recipe.augment, rng, self.fill)
-        if (top := top_class(soft)) >= len(self.sources.classes):
-            raise FormatError(key, f"class id {top} found in its label, expected ids below {len(self.sources.classes)}")
         return Item(key, planar(image), targets_of(soft, self.recipe.loss.void, data.max_classes_per_cell))
 
     def _stored(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
@@ -150,11 +148,6 @@ def nearest(hard: U16, size: tuple[int, int], corner: bool = False, factor: int 
         index = (2 * np.arange(cells, dtype=np.int64) + shift) * top // (2 * bottom)
         picked.append(np.minimum(index, pixels - 1))
     return np.ascontiguousarray(hard[picked[0][:, None], picked[1][None, :]])
-
-
-def top_class(soft: shards.SoftLabel) -> int:
-    """The largest class id of a soft label, void aside; -1 where all is void."""
-    return max((int(a[a != shards.IGNORE].max(initial=0)) for a in (soft.base, soft.ids) if a.size), default=-1)
 
 
 class Positions(Sampler[list[int]]):

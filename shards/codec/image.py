@@ -37,7 +37,6 @@ class ImageFacts:
         height, width: in pixels, as stored (before any EXIF rotation).
         mode: Pillow's name, e.g. ``RGB``, ``L``, ``I;16``.
         rotated: whether EXIF asks for a turn or mirroring.
-        frames: how many frames it holds.
     """
 
     suffix: str
@@ -45,12 +44,6 @@ class ImageFacts:
     width: int
     mode: str
     rotated: bool
-    frames: int
-
-    @property
-    def plain(self) -> bool:
-        """Whether the stored pixels are the RGB pixels, in a format that shards hold."""
-        return self.suffix in SUFFIXES.values() and self.mode == "RGB" and not self.rotated and self.frames == 1
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ def image_facts(data: bytes, where: str | Path = "<memory>") -> ImageFacts:
         width, height = image.size
         rotated = _orientation(image) not in (0, 1)
         suffix = SUFFIXES.get(image.format or "", (image.format or "unknown").lower())
-        return ImageFacts(suffix, height, width, image.mode, rotated, getattr(image, "n_frames", 1))
+        return ImageFacts(suffix, height, width, image.mode, rotated)
 
 
 def _orientation(image: Image.Image) -> int:

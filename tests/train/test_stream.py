@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 import shards
 from shards.classes import ClassTable
+from shards.codec import encode_soft
 from shards.errors import FormatError, SettingsError, UserError
 from tests.train.conftest import recipe
 from tests.train.shardset import CLASSES, scene, write
 from train.batch import Batch, Item, Targets, collate, targets_of
 from train.config import Recipe
 from train.distributed import World
-from train.sources import Sources, open_sources
+from train.sources import open_sources
 from train.stream import Failure, Positions, Stream, batches, nearest
 
 CPU = torch.device("cpu")
@@ -321,15 +322,12 @@ def test_a_broken_shard_reaches_the_loop_as_it_is(tmp_path: Path, workers: int) 
     assert "\n" not in str(caught.value)
 
 
-def test_class_ids_beyond_the_table_are_found(shard_set: Path) -> None:
-    """A soft label is not trusted to fit the class table: it would index outside of the logits."""
-    config = recipe()
-    good = open_sources([shard_set], config)
-    narrow = ClassTable.make(("road", "wall"))
-
-    class Narrow(Sources):
-        classes = narrow  # type: ignore[assignment]
-
-    found = Stream(Narrow(good.paths, good.manifests, good.sets, good.split), config)[0]
+def test_class_ids_beyond_the_table_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored soft label is not trusted to fit the class table: it would index outside of the logits."""
+    beyond = len(CLASSES)
+    wrong = encode_soft(shards.SoftLabel.from_hard(np.full((32, 48), beyond, np.uint16)))
+    monkeypatch.setattr("tests.train.shardset.encode_soft", lambda soft: wrong)
+    folder = write(tmp_path / "s", {"train": [scene(i) for i in range(2)]})
+    found = Stream(open_sources([folder], recipe()), recipe())[0]
     assert isinstance(found, Failure)
-    assert "class id 3 found" in str(found.error)
+    assert f"class id {beyond} found" in str(found.error)

@@ -1,7 +1,7 @@
 """Class tables and label-id mappings, read from the TSV files in `prep/taxonomies/`.
 
 File names carry the counts and tests hold them: `cityscapes-19.tsv` is a class table with 19 rows,
-`cityscapes-34-to-19.tsv` maps 34 source ids to 19 class indices. A mapping is applied as ONE lookup table: mapping
+`cityscapes-34_to_19.tsv` maps 34 source ids to 19 class indices. A mapping is applied as ONE lookup table: mapping
 ids one after the other lets remaps chain (1 -> 2, then 2 -> 3 turns 1 into 3).
 """
 
@@ -38,14 +38,19 @@ def parse_colour(text: str) -> tuple[int, int, int]:
 
 @cache
 def load_classes(name: str) -> ClassTable:
-    """The class table in `<name>.tsv`: columns id, name, colour and, where known, category and thing (0 or 1)."""
+    """The class table in `<name>.tsv`: columns id and name and, where known, colour, category, thing (0 or 1), wordnet.
+
+    `wordnet` is the WordNet 3.0 id of the class ("n02084071"), or empty; tables in which every class has one of its
+    own call the column `wnid`. Where no row has a colour, colours are spread.
+    """
     table = rows(name)
     if [int(row["id"]) for row in table] != list(range(len(table))):
         raise ValueError(f"{name}.tsv: ids are not 0..{len(table) - 1} in order")
     things = [{"0": False, "1": True}.get(row.get("thing") or "") for row in table]
     return ClassTable.make(
         tuple(row["name"] for row in table),
-        colours=tuple(parse_colour(row["colour"]) for row in table),
+        colours=tuple(parse_colour(row["colour"]) for row in table) if table[0].get("colour") else None,
+        wnids=tuple(row.get("wnid") or row.get("wordnet") or None for row in table),
         categories=tuple(row.get("category") or None for row in table),
         things=tuple(things),
     )

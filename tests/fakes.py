@@ -112,7 +112,7 @@ def fake_camvid_original(
         lists: {"train": 3, "val": 2} also writes the SegNet lists over the first frames.
     """
     colours = np.array(
-        [[int(v) for v in row["colour"].split(",")] for row in taxonomy_rows("camvid-32-to-11")], np.uint8
+        [[int(v) for v in row["colour"].split(",")] for row in taxonomy_rows("camvid-32_to_11")], np.uint8
     )
     stems = [f"0001TP_{number * 30 + 6690:06d}" for number in range(count)]
     for number, stem in enumerate(stems):

@@ -5,9 +5,9 @@ Pure: the same files and settings give the same bytes in any process.
 
 from __future__ import annotations
 
-import stat
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from prep.build.plan import relative
 from prep.build.shardfile import Blocks
 from prep.decode import SourceImage, decode_source
-from prep.raw import RawSample, Reader, UInt16
+from prep.places import place_name, read_place
+from prep.raw import DecodedLabel, RawSample, Reader, UInt16
 from shards import IGNORE
 from shards.codec import ImageFormat, encode_hard, encode_image, encode_instances, encode_meta, encode_soft
 from shards.codec.image import MAX_PIXELS
@@ -28,7 +28,6 @@ from shards.scale import Scale
 from shards.soften import soften
 from shards.tar import check_key, sample_blocks
 
-MAX_FILE_BYTES = 1 << 30
 _EXACT = 1 << 24  # OpenCV counts in float32, which is exact up to here
 FULL = Scale.parse("1")
 
@@ -52,12 +51,14 @@ class EncodedSample:
         blocks: for each scale, in the job's order, what its shard stores.
         pixels: {class index: pixels} of the hard label; void under IGNORE.
         mixed: for each scale (cells of more than one class, cells); (0, 0) at scale 1 and without a label.
+        tally: what the reader counted while it decoded the label.
     """
 
     key: str
     blocks: tuple[Blocks, ...]
     pixels: dict[int, int]
     mixed: tuple[tuple[int, int], ...]
+    tally: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,18 @@ def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSample | Ba
             warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and the like: the pixels are what counts
             return _encode(job, split, sample, prefix)
     except (SampleError, SettingsError) as error:  # SettingsError: a key that tar headers cannot hold
-        return BadSample(sample.key, split, relative(sample.image, job.root), str(error).removeprefix(prefix))
+        return BadSample(sample.key, split, place_name(sample.image, job.root), str(error).removeprefix(prefix))
 
 
 def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSample:
     if sample.problem is not None:
         raise SampleError(sample.problem)
     check_key(sample.key)
-    name = relative(sample.image, job.root)
-    data = _read(sample.image, prefix + name)
+    name = place_name(sample.image, job.root)
+    data = read_place(sample.image, prefix + name)
     source = decode_source(data, prefix + name)
-    hard = _read_label(job, sample, source, prefix)
+    label = _read_label(job, sample, source, prefix)
+    hard, tally = (label.hard, label.tally) if label else (None, {})
     instances = _read_instances(job, sample, hard, prefix)
     meta = _meta(split, sample, name, source)
     blocks, mixed = [], []
@@ -103,42 +105,29 @@ def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSamp
         members["json"] = encode_meta(meta | {"scale": str(scale)})
         blocks.append(Blocks(sample_blocks(sample.key, members), {name: len(part) for name, part in members.items()}))
         mixed.append(counts)
-    return EncodedSample(sample.key, tuple(blocks), _count_pixels(hard, len(job.reader.classes)), tuple(mixed))
+    pixels = _count_pixels(hard, len(job.reader.classes))
+    return EncodedSample(sample.key, tuple(blocks), pixels, tuple(mixed), tally)
 
 
-def _read(path: Path, where: str) -> bytes:
-    """A source file's bytes; SampleError where it is missing, unreadable or absurdly large."""
-    try:
-        status = path.stat()
-        size = status.st_size
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a pipe would never end
-            raise SampleError(f"{where}: not a regular file")
-        if size > MAX_FILE_BYTES:
-            raise SampleError(f"{where}: file of {size} bytes is more than the cap of {MAX_FILE_BYTES}")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise SampleError(f"{where}: missing file") from None
-    except OSError as error:
-        raise SampleError(f"{where}: unreadable file: {error.strerror}") from None
-
-
-def _read_label(job: Job, sample: RawSample, source: SourceImage, prefix: str) -> UInt16 | None:
+def _read_label(job: Job, sample: RawSample, source: SourceImage, prefix: str) -> DecodedLabel | None:
     if sample.label is None:
         return None
-    where = prefix + relative(sample.label, job.root)
-    hard = job.reader.decode_label(_read(sample.label, where), where)
+    where = prefix + place_name(sample.label, job.root)
+    found = job.reader.decode_label(read_place(sample.label, where), where, sample.facts)
+    label = found if isinstance(found, DecodedLabel) else DecodedLabel(found)
+    hard = label.hard
     if hard.shape != source.pixels.shape[:2]:
         (height, width), (rows, columns) = source.pixels.shape[:2], hard.shape
         raise SampleError(f"{where}: label is {columns}x{rows} pixels, its image is {width}x{height}")
-    return hard
+    return label
 
 
 def _read_instances(job: Job, sample: RawSample, hard: UInt16 | None, prefix: str) -> UInt16 | None:
     """The instance map; only scale 1 stores it, so it is not read without that scale."""
     if sample.instances is None or hard is None or FULL not in job.scales:
         return None
-    where = prefix + relative(sample.instances, job.root)
-    return job.reader.decode_instances(_read(sample.instances, where), hard, where)
+    where = prefix + place_name(sample.instances, job.root)
+    return job.reader.decode_instances(read_place(sample.instances, where), hard, where)
 
 
 def _full_members(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prep.build.settings import Settings
-from prep.raw import RawSample, Reader
+from prep.places import place_name, place_size
+from prep.raw import FilePart, RawSample, Reader
 from shards.errors import LayoutError, SettingsError
 
 CHUNK = 4  # samples that travel to a worker and back together: few, so that memory stays flat
@@ -106,7 +107,7 @@ def _plan_split(reader: Reader, settings: Settings, name: str) -> SplitPlan:
             break
         first = seen.setdefault(sample.key, sample)
         if first is not sample and sample.problem is None:
-            where = relative(first.image, settings.root)
+            where = place_name(first.image, settings.root)
             sample = replace(sample, problem=f"duplicate key '{sample.key}': {where} has it already")
         samples.append(sample)
     if not samples:
@@ -122,24 +123,9 @@ def _digest_listing(root: Path, splits: tuple[SplitPlan, ...]) -> tuple[str, int
     for split in splits:
         for sample in split.samples:
             digest.update(f"{split.name}\0{sample.key}\0{sample.problem or ''}".encode())
-            for path in (sample.image, sample.label, sample.instances):
-                size = _size(path)
+            for place in (sample.image, sample.label, sample.instances):
+                size = place_size(place) if isinstance(place, Path | FilePart) else -1
                 total += max(size, 0)
-                digest.update(f"\0{relative(path, root) if path else ''}\0{size}".encode())
+                digest.update(f"\0{place_name(place, root) if place else ''}\0{size}".encode())
             digest.update(b"\n")
     return digest.hexdigest(), total
-
-
-def _size(path: Path | None) -> int:
-    try:
-        return path.stat().st_size if path else -1
-    except OSError:
-        return -1
-
-
-def relative(path: Path, root: Path) -> str:
-    """A source path as the manifest shows it: below the root, with forward slashes."""
-    try:
-        return path.relative_to(root).as_posix()
-    except ValueError:
-        return path.name

@@ -1,4 +1,4 @@
-"""One short file a dataset: `prep/datasets/<name>.py` holds `READER`, and `<name>` is the command-line name.
+"""One short file a dataset: `prep/datasets/<name>.py` holds `READER`; the command-line name has `-` for each `_`.
 
 Adding a dataset is adding a file here and a fake of its layout to the tests.
 """
@@ -15,7 +15,8 @@ from shards.errors import SettingsError
 
 def dataset_names() -> tuple[str, ...]:
     """All datasets that can be read, sorted."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+    modules = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return tuple(sorted(name.replace("_", "-") for name in modules))
 
 
 def load_reader(name: str) -> Reader:
@@ -25,5 +26,5 @@ def load_reader(name: str) -> Reader:
         near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else "seg-prep --list shows their layouts"
         raise SettingsError(f"dataset '{name}' is not known: expected one of {', '.join(names)}; {hint}")
-    reader: Reader = import_module(f"prep.datasets.{name}").READER
+    reader: Reader = import_module(f"prep.datasets.{name.replace('-', '_')}").READER
     return reader

@@ -10,7 +10,7 @@ high-definition ground truth database", Pattern Recognition Letters 30(2), 2009.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from prep.decode import load_pixels, open_header
 from prep.indexed import decode_indices
-from prep.raw import RawSample, UInt16, clean_key
+from prep.places import place_size
+from prep.raw import BaseReader, RawSample, UInt16, clean_key
 from prep.taxonomy import load_classes, load_colour_remap, load_remap
 from shards.classes import ClassTable
 from shards.errors import LayoutError, SampleError
@@ -28,7 +29,7 @@ _SPLITS = ("train", "val", "test")
 _IMAGES, _LABELS, _LABEL_SUFFIX = "701_StillsRaw_full", "LabeledApproved_full", "_L.png"
 
 
-class CamVid:
+class CamVid(BaseReader):
     """Reader of both releases."""
 
     name = "camvid"
@@ -50,10 +51,6 @@ or the original release:
     def classes(self) -> ClassTable:
         return load_classes("camvid-11")
 
-    @property
-    def protocol(self) -> Mapping[str, Any]:
-        return {}
-
     def splits(self, root: Path) -> tuple[str, ...]:
         lists = tuple(split for split in _SPLITS if (root / f"{split}.txt").is_file())
         original = _is_original(root)
@@ -71,7 +68,7 @@ or the original release:
         path = root / f"{split}.txt"
         lines = [_columns(line) for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
         found = [_from_line(root, line, path.name) for line in lines if line]
-        if not any(sample.problem is None and sample.image.is_file() for sample in found):
+        if not any(sample.problem is None and place_size(sample.image) >= 0 for sample in found):
             first = " ".join(next((line for line in lines if line), ["nothing"]))
             raise LayoutError(
                 f"none of the {len(found)} lines of {path} leads to an image under {root} (the first is "
@@ -79,17 +76,14 @@ or the original release:
             )
         yield from found
 
-    def decode_label(self, data: bytes, where: str) -> UInt16:
+    def decode_label(self, data: bytes, where: str, facts: Any = None) -> UInt16:
         if not where.endswith(_LABEL_SUFFIX):  # only the original release marks its label files so
-            return load_remap("camvid-12-to-11", self.name).apply(decode_indices(data, where), where)
+            return load_remap("camvid-12_to_11", self.name).apply(decode_indices(data, where), where)
         image = open_header(data, where)
         if image.format != "PNG" or image.mode not in ("RGB", "P"):
             raise SampleError(f"{where}: label is {image.format} of mode {image.mode}; expected a PNG in colour")
         load_pixels(image, where)
-        return load_colour_remap("camvid-32-to-11", self.name).apply(np.asarray(image.convert("RGB")), where)
-
-    def decode_instances(self, data: bytes, hard: UInt16, where: str) -> UInt16:
-        raise SampleError(f"{where}: CamVid has no instance maps")
+        return load_colour_remap("camvid-32_to_11", self.name).apply(np.asarray(image.convert("RGB")), where)
 
 
 def _is_original(root: Path) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from prep.indexed import decode_indices
-from prep.raw import RawSample, UInt16, clean_key
+from prep.raw import BaseReader, RawSample, UInt16, clean_key
 from prep.taxonomy import load_classes, load_remap
 from shards import IGNORE
 from shards.classes import ClassTable
@@ -38,7 +39,7 @@ _INSTANCE_SIZES = {
 }
 
 
-class Cityscapes:
+class Cityscapes(BaseReader):
     """Reader of the official folder layout."""
 
     name = "cityscapes"
@@ -48,15 +49,12 @@ ROOT/leftImg8bit/{train,val,test}/<city>/<city>_<seq>_<frame>_leftImg8bit.png
 ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_labelIds.png
 ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png   (optional)"""
     source = "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)"
+    protocol: Mapping[str, Any] = MappingProxyType({"instance_sizes": _INSTANCE_SIZES})
     terms = "Cityscapes terms of use: non-commercial, no redistribution; registration needed"
 
     @property
     def classes(self) -> ClassTable:
         return load_classes("cityscapes-19")
-
-    @property
-    def protocol(self) -> Mapping[str, Any]:
-        return {"instance_sizes": dict(_INSTANCE_SIZES)}
 
     def splits(self, root: Path) -> tuple[str, ...]:
         images = root / "leftImg8bit"
@@ -107,8 +105,8 @@ ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png   (op
             instances=instances if labelled and instances.is_file() else None,
         )
 
-    def decode_label(self, data: bytes, where: str) -> UInt16:
-        return load_remap("cityscapes-34-to-19", self.name).apply(decode_indices(data, where), where)
+    def decode_label(self, data: bytes, where: str, facts: Any = None) -> UInt16:
+        return load_remap("cityscapes-34_to_19", self.name).apply(decode_indices(data, where), where)
 
     def decode_instances(self, data: bytes, hard: UInt16, where: str) -> UInt16:
         ids = decode_indices(data, where)

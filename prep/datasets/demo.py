@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prep.datasets.cityscapes import Cityscapes
@@ -27,15 +28,12 @@ class Demo(Cityscapes):
     name = "demo"
     title = "Procedural street scenes (14 classes)"
     source = "python -m prep.scenes DIR"
+    protocol: Mapping[str, Any] = MappingProxyType({"instance_sizes": _INSTANCE_SIZES})
     terms = "made by this project, Apache-2.0"
 
     @property
     def classes(self) -> ClassTable:
         return load_classes("demo-14")
-
-    @property
-    def protocol(self) -> Mapping[str, Any]:
-        return {"instance_sizes": dict(_INSTANCE_SIZES)}
 
     def splits(self, root: Path) -> tuple[str, ...]:
         if not (root / "leftImg8bit").is_dir():
@@ -44,8 +42,8 @@ class Demo(Cityscapes):
             )
         return super().splits(root)
 
-    def decode_label(self, data: bytes, where: str) -> UInt16:
-        return load_remap("demo-34-to-14", self.name).apply(decode_indices(data, where), where)
+    def decode_label(self, data: bytes, where: str, facts: Any = None) -> UInt16:
+        return load_remap("demo-34_to_14", self.name).apply(decode_indices(data, where), where)
 
 
 READER = Demo()

@@ -16,7 +16,7 @@ U16 = npt.NDArray[np.uint16]
 def street(number: int, size: tuple[int, int] = (1024, 2048)) -> U16:
     """The 19-class label of a procedural street, uint16 [H, W]."""
     ids = scenes.scene(0, "train", number, size)[1]
-    return load_remap("cityscapes-34-to-19", "cityscapes").apply(ids, "bench")
+    return load_remap("cityscapes-34_to_19", "cityscapes").apply(ids, "bench")
 
 
 def regions(number: int, classes: int, size: tuple[int, int], count: int) -> U16:

@@ -46,7 +46,7 @@ def soft_label(number: int) -> U8:
     """Image and label above; nearest-neighbour and soft label at 1/8 below."""
     image, ids, _ = scenes.scene(0, "val", number, (256, 512))
     classes = load_classes("demo-14")
-    hard = np.ascontiguousarray(load_remap("demo-34-to-14", "demo").apply(ids, "picture")[WINDOW])
+    hard = np.ascontiguousarray(load_remap("demo-34_to_14", "demo").apply(ids, "picture")[WINDOW])
     soft = shards.soften(hard, "1/8", "box")
     nearest = colourise(np.ascontiguousarray(hard[4::8, 4::8]), classes)
     top = beside([enlarge(image[WINDOW], ZOOM), enlarge(colourise(hard, classes), ZOOM)])

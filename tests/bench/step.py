@@ -41,7 +41,7 @@ def pair(recipe: Recipe, device: torch.device) -> tuple[Batch, Batch]:
     soft_items, hard_items = [], []
     for number in range(recipe.loop.batch // recipe.loop.accumulate):
         image, ids, _ = scenes.scene(0, "train", number, size)
-        hard = load_remap("demo-34-to-14", "demo").apply(ids, "bench")
+        hard = load_remap("demo-34_to_14", "demo").apply(ids, "bench")
         if str(scale) == "1":
             raise SystemExit(f"{recipe.name} trains at scale 1, where soft and hard labels are the same")
         small, soft = shards.resize_pair(image, hard, scale, "box")
@@ -108,7 +108,7 @@ def measure(name: str, rounds: int, device: torch.device) -> list[str]:
     step = alternate(stepper(recipe, batches, device), rounds, clock)
     loss = alternate(loss_only(recipe, batches), rounds, clock)
     image, ids, _ = scenes.scene(0, "train", 0, next((s for n, s in SIZES.items() if n in name), DEMO_SIZE))
-    label = load_remap("demo-34-to-14", "demo").apply(ids, "bench")
+    label = load_remap("demo-34_to_14", "demo").apply(ids, "bench")
     scale = shards.Scale.parse(recipe.data.scales[0])
     stored = shards.soften(label, scale, "box")
     picked = shards.SoftLabel.from_hard(nearest(label, stored.shape, False, scale.box_factor()))

@@ -43,7 +43,7 @@ def test_the_original_release_is_recognised_and_grouped(tmp_path: Path) -> None:
     assert READER.splits(root) == ("all",)
     run_build("camvid", root, tmp_path / "out")
     group = {
-        row["colour"]: IGNORE if row["to"] == "void" else int(row["to"]) for row in taxonomy_rows("camvid-32-to-11")
+        row["colour"]: IGNORE if row["to"] == "void" else int(row["to"]) for row in taxonomy_rows("camvid-32_to_11")
     }
     found = shards.open(tmp_path / "out", split="all", scale="1")
     assert len(found) == 3

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import shards
+from prep import places
 from prep.build import encode
 from shards.errors import UserError
 from shards.verify import verify
@@ -81,7 +82,7 @@ def test_an_absurdly_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.
     root = fake_camvid(tmp_path / "cv", {"val": 3})
     path = min((root / "val").iterdir())
     path.write_bytes(bytes(200_000))
-    monkeypatch.setattr(encode, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(places, "MAX_BYTES", 100_000)
     run_build("camvid", root, tmp_path / "out")
     assert "200000 bytes is more than the cap" in quarantine(tmp_path / "out")[0]["reason"]
 

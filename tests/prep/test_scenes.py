@@ -62,7 +62,7 @@ def test_scene_is_a_function_of_seed_split_and_number() -> None:
 
 def test_scenes_show_every_class_and_void() -> None:
     """All fourteen classes within eight scenes of the default size, and pixels that no class owns."""
-    ids = {int(r["id"]): r["to"] for r in rows("demo-34-to-14")}
+    ids = {int(r["id"]): r["to"] for r in rows("demo-34_to_14")}
     seen = {ids[i] for n in range(8) for i in np.unique(scenes.scene(0, "train", n, (256, 512))[1])}
     assert seen == {str(i) for i in range(14)} | {"void"}
 
@@ -163,8 +163,8 @@ def test_demo_reader_says_how_to_get_scenes(tmp_path: Path) -> None:
 
 def test_demo_tables_carry_their_counts() -> None:
     assert len(rows("demo-14")) == 14
-    assert sorted({r["to"] for r in rows("demo-34-to-14")} - {"void"}, key=int) == [str(i) for i in range(14)]
-    assert len(rows("demo-34-to-14")) == 34
+    assert sorted({r["to"] for r in rows("demo-34_to_14")} - {"void"}, key=int) == [str(i) for i in range(14)]
+    assert len(rows("demo-34_to_14")) == 34
 
 
 def test_protocol_names_only_things_of_the_table() -> None:

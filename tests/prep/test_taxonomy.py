@@ -21,7 +21,7 @@ NAMES = sorted(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_counts_in_names_hold(name: str) -> None:
-    match = re.search(r"-(\d+)(?:-to-(\d+))?$", name)
+    match = re.search(r"-(\d+)(?:_to_(?:.*-)?(\d+))?$", name)
     assert match, f"{name} carries no count"
     table = rows(name)
     assert len(table) == int(match[1])
@@ -39,7 +39,7 @@ def test_cityscapes_equals_cityscapesscripts() -> None:
         assert classes.colours[index] == label.color
         assert classes.categories[index] == label.category
         assert classes.things[index] == label.hasInstances
-    remap = load_remap("cityscapes-34-to-19", "cityscapes")
+    remap = load_remap("cityscapes-34_to_19", "cityscapes")
     ids = np.array([[label.id for label in labels if label.id >= 0]], np.uint8)
     want = [[id2label[int(i)].trainId if id2label[int(i)].trainId != 255 else IGNORE for i in ids[0]]]
     assert remap.apply(ids, "x").tolist() == want
@@ -51,7 +51,7 @@ def test_camvid_grouping_equals_the_shared_table() -> None:
     for line in source:
         _, name, colour, _, group, _ = line.split("\t")
         want[name] = (colour, "void" if group == "11" else group)
-    assert {row["name"]: (row["colour"], row["to"]) for row in rows("camvid-32-to-11")} == want
+    assert {row["name"]: (row["colour"], row["to"]) for row in rows("camvid-32_to_11")} == want
     # the groups that MSeg's column would lose
     assert want["Truck_Bus"][1] == "8"
     assert want["LaneMkgsDriv"][1] == "3"
@@ -80,8 +80,8 @@ def test_colours_map_to_indices_and_unknown_ones_are_named() -> None:
 
 
 def test_every_camvid_colour_is_known() -> None:
-    remap = load_colour_remap("camvid-32-to-11", "camvid")
-    table = rows("camvid-32-to-11")
+    remap = load_colour_remap("camvid-32_to_11", "camvid")
+    table = rows("camvid-32_to_11")
     rgb = np.array([[[int(v) for v in row["colour"].split(",")] for row in table]], np.uint8)
     want = [IGNORE if row["to"] == "void" else int(row["to"]) for row in table]
     assert remap.apply(rgb, "x")[0].tolist() == want

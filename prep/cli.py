@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 
 import click
 
+from prep.build.plan import check_root
 from prep.build.settings import FORMATS, MB, Settings
 from prep.datasets import dataset_names, load_reader
 from prep.overview import describe_datasets, describe_outcome, describe_plan
 from prep.pipeline import build, make_checked_plan
+from prep.raw import Reader
 from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
 from shards.terminal import main_of, say
 
+READER_OPTIONS = ("aug", "labels", "map-to", "overlap", "protocol", "release")
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXAMPLE = """\b
@@ -39,6 +42,30 @@ def _source_options(command: F) -> F:
             "--split", "splits", multiple=True, metavar="NAME", help="A split; may be repeated.  [default: all]"
         ),
         click.option("--root", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the raw dataset."),
+    ):
+        command = option(command)
+    return command
+
+
+def _label_options(command: F) -> F:
+    """Options that say which labels are made of the source's."""
+    for option in (
+        click.option("--map-to", metavar="NAME|FILE", help="imagenet21k: the classes of another dataset."),
+        click.option("--labels", metavar="WHICH", help="cocolvis: ours, or essnet-published with its known errors."),
+        click.option("--protocol", metavar="NAME", help="cocolvis: which images are train and val."),
+        click.option("--overlap", metavar="RULE", help="cocolvis: who keeps a contested pixel."),
+        click.option("--release", metavar="VERSION", help="vistas: v1.2 or v2.0."),
+        click.option("--aug", is_flag=True, default=None, help="voc: train on SBD's labels as well."),
+        click.option(
+            "--weak-crop",
+            type=int,
+            metavar="N",
+            help="With --weak: cut images into windows of N x N pixels, each with its own classes.",
+        ),
+        click.option("--weak", is_flag=True, help="Store which classes an image shows, and no pixel labels."),
+        click.option(
+            "--classes", metavar="FILE|NAME", help="Other classes: your own table (TSV), or one that ships with us."
+        ),
     ):
         command = option(command)
     return command
@@ -73,7 +100,11 @@ def _shard_options(command: F) -> F:
             show_default=True,
             help="How images and labels are resized, both alike.",
         ),
-        click.option("--scales", default="1,1/2,1/4,1/8", show_default=True, help="Stored shares of the source size."),
+        click.option(
+            "--scales",
+            metavar="LIST",
+            help="Stored shares of the source size.  [default: 1,1/2,1/4,1/8; 1 for image-level labels]",
+        ),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the shard set."),
     ):
         command = option(command)
@@ -104,6 +135,7 @@ def _run_options(command: F) -> F:
 @click.command("seg-prep", epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("dataset", required=False)
 @_source_options
+@_label_options
 @_shard_options
 @_run_options
 def command(
@@ -118,8 +150,8 @@ def command(
             f"DATASET, --root and --out are needed: expected one of {', '.join(dataset_names())} and two folders; "
             "seg-prep --help shows an example"
         )
-    reader = load_reader(dataset)
-    settings = _settings(reader.name, root, options)
+    reader = _bound_reader(dataset, root, options)
+    settings = _settings(reader, root, options)
     if dry_run or out is None:
         say(describe_plan(make_checked_plan(reader, settings, out)))
         return 0
@@ -133,17 +165,49 @@ def command(
     return 1 if len(outcome.bad) > options["max_bad"] else 0
 
 
-def _settings(dataset: str, root: Path, options: dict[str, Any]) -> Settings:
+def _bound_reader(dataset: str, root: Path, options: dict[str, Any]) -> Reader:
+    """The reader for what lies under the root, with the options that it takes; SettingsError for those of others."""
+    reader = load_reader(dataset)
+    check_root(reader, root)
+    reader = reader.bind(root, dict(_reader_options(reader, options)))
+    if not options["classes"]:
+        return reader
+    from prep.remapped import remapped
+
+    return remapped(reader, options["classes"])
+
+
+def _reader_options(reader: Reader, options: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The given options that only some readers take, as (name, value), sorted."""
+    given = {}
+    for name in READER_OPTIONS:
+        value = options[name.replace("-", "_")]
+        if value is None:
+            continue
+        if name not in reader.options:
+            takes = ", ".join(f"--{option}" for option in reader.options) or "none of its own"
+            raise SettingsError(f"--{name} found: expected an option that {reader.name} takes ({takes}); leave it out")
+        given[name] = "yes" if value is True else str(value)
+    return tuple(sorted(given.items()))
+
+
+def _settings(reader: Reader, root: Path, options: dict[str, Any]) -> Settings:
+    scales = options["scales"]
+    if scales is None:
+        scales = "1" if options["weak"] else reader.default_scales
     return Settings(
-        dataset=dataset,
+        dataset=reader.name,
         root=root,
         splits=tuple(dict.fromkeys(options["splits"])),
-        scales=Scale.parse_many(options["scales"]),
+        scales=Scale.parse_many(scales),
         filter=options["filter_"],
         format=options["format_"],
         shard_size=_shard_bytes(options["shard_size"]),
         image_format=options["image_format"],
         limit=options["limit"],
+        options=_reader_options(reader, options),
+        weak=options["weak"],
+        weak_crop=options["weak_crop"],
     )
 
 

@@ -17,7 +17,7 @@ _SHOWN = 10  # quarantined samples that are printed; quarantine.jsonl holds all
 
 
 def describe_datasets() -> str:
-    """Every dataset: class count, layout, source and terms."""
+    """Every dataset: title with its class count, layout, source and terms."""
     return "\n\n".join(_describe_dataset(load_reader(name)) for name in dataset_names())
 
 
@@ -25,7 +25,7 @@ def _describe_dataset(reader: Reader) -> str:
     return (
         f"{reader.name}: {reader.title}\n"
         f"{textwrap.indent(reader.layout, '    ')}\n"
-        f"    classes: {len(reader.classes)}\n    source:  {reader.source}\n    terms:   {reader.terms}"
+        f"    source: {reader.source}\n    terms:  {reader.terms}"
     )
 
 
@@ -34,9 +34,10 @@ def describe_plan(plan: Plan) -> str:
     settings, reader = plan.settings, plan.reader
     lines = [f"{reader.title} under {settings.root}"]
     for split in plan.splits:
-        bad = sum(sample.problem is not None for sample in split.samples)
         labels = "labelled" if split.labelled else "without labels"
-        lines.append(f"  split {split.name}: {len(split.samples)} samples, {labels}" + (f", {bad} bad" if bad else ""))
+        lines.append(
+            f"  split {split.name}: {split.samples} samples, {labels}" + (f", {split.bad} bad" if split.bad else "")
+        )
     lines += [
         f"  classes: {len(reader.classes)}",
         f"  scales: {', '.join(str(scale) for scale in settings.scales)} (filter {settings.filter})",

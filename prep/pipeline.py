@@ -58,7 +58,15 @@ def build(
         return Outcome(found, None, read_quarantine(found, out))
     if fresh or not outdir.is_ours(out):
         outdir.check_no_foreign(out)
-    job = Job(reader, settings.root, settings.scales, settings.filter, ImageFormat.parse(settings.image_format))
+    job = Job(
+        reader,
+        settings.root,
+        settings.scales,
+        settings.filter,
+        ImageFormat.parse(settings.image_format),
+        settings.weak,
+        settings.weak_crop,
+    )
     with outdir.locked(out) as folder:
         if fresh:
             outdir.clear(out)
@@ -119,15 +127,25 @@ def _check_same(old: Mapping[str, object], new: Mapping[str, object], out: Path,
 
 def _run(plan: Plan, job: Job, writer: ChunkWriter, workers: int, quiet: bool) -> None:
     """Encode and write all chunks that are not done yet."""
-    total, start = plan.samples, writer.state.chunks
-    left = list(plan.chunks(start))
-    todo = sum(len(chunk.samples) for chunk in left)
+    start = writer.state.chunks
+    left = plan.chunk_count - start
     if not left:
         return
+    done = _samples_before(plan, start)
     with (
-        Progress(total, "samples", quiet, total - todo) as progress,
-        closing(encode_chunks(job, left, min(workers, len(left)))) as encoded,
+        Progress(plan.samples, "samples", quiet, done) as progress,
+        closing(encode_chunks(job, plan.chunks(start), left, min(workers, left))) as encoded,
     ):
         for chunk, samples in encoded:
             writer.write(chunk, samples)
             progress.advance(len(chunk.samples))
+
+
+def _samples_before(plan: Plan, start: int) -> int:
+    """Samples in the first `start` chunks: all are full, but for the last of each split."""
+    done = 0
+    for split in plan.splits:
+        chunks = min(start, -(-split.samples // plan.chunk_size))
+        done += min(chunks * plan.chunk_size, split.samples)
+        start -= chunks
+    return done

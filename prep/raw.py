@@ -123,6 +123,13 @@ class Reader(Protocol):
     def default_scales(self) -> str:
         """The scales that are stored where none are asked for."""
 
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What else decides the bytes of a build, as JSON values: the digest of a mapping file, a release's version.
+
+        A build only continues while it stays the same; the class table and the options' values need not be in it.
+        """
+
     def bind(self, root: Path, options: Mapping[str, str]) -> Reader:
         """The reader for what lies under `root`, with its options set; itself where neither changes anything.
 
@@ -183,6 +190,7 @@ class BaseReader:
     protocol: Mapping[str, Any] = MappingProxyType({})
     options: tuple[str, ...] = ()
     default_scales = "1,1/2,1/4,1/8"
+    identity: Mapping[str, Any] = MappingProxyType({})
 
     def bind(self, root: Path, options: Mapping[str, str]) -> Reader:
         """Nothing to settle."""

@@ -18,14 +18,16 @@ class Counts:
     Attributes:
         samples: usable samples.
         pixels: {class index: pixels at scale 1}.
-        images: {class index: images that show it}.
+        images: {class index: images that show it, by their pixels or by their image-level labels}.
         mixed: {scale: [cells of more than one class, cells]}.
+        tally: what the dataset's reader counted.
     """
 
     samples: int = 0
     pixels: Counter[int] = field(default_factory=Counter)
     images: Counter[int] = field(default_factory=Counter)
     mixed: dict[str, list[int]] = field(default_factory=dict)
+    tally: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, samples: Iterable[EncodedSample], scales: Sequence[Scale]) -> Counts:
@@ -34,7 +36,8 @@ class Counts:
         for sample in samples:
             counts.samples += 1
             counts.pixels.update(sample.pixels)
-            counts.images.update(sample.pixels.keys())
+            counts.images.update(sample.pixels.keys() | set(sample.weak))
+            counts.tally.update(sample.tally)
             for scale, (mixed, cells) in zip(scales, sample.mixed, strict=True):
                 if cells:
                     counts._add_cells(str(scale), mixed, cells)
@@ -45,6 +48,7 @@ class Counts:
         self.samples += other.samples
         self.pixels.update(other.pixels)
         self.images.update(other.images)
+        self.tally.update(other.tally)
         for scale, (mixed, cells) in other.mixed.items():
             self._add_cells(scale, mixed, cells)
 
@@ -60,6 +64,7 @@ class Counts:
             "pixels": {str(index): count for index, count in sorted(self.pixels.items())},
             "images": {str(index): count for index, count in sorted(self.images.items())},
             "mixed": self.mixed,
+            **({"tally": dict(sorted(self.tally.items()))} if self.tally else {}),
         }
 
     @classmethod
@@ -70,4 +75,5 @@ class Counts:
             Counter({int(index): int(count) for index, count in value["pixels"].items()}),
             Counter({int(index): int(count) for index, count in value["images"].items()}),
             {scale: [int(n) for n in pair] for scale, pair in value["mixed"].items()},
+            Counter({str(what): int(count) for what, count in value.get("tally", {}).items()}),
         )

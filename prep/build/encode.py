@@ -6,7 +6,7 @@ Pure: the same files and settings give the same bytes in any process.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from prep.build.shardfile import Blocks
 from prep.decode import SourceImage, decode_source
 from prep.places import place_name, read_place
 from prep.raw import DecodedLabel, RawSample, Reader, UInt16
+from prep.weak import shown_classes, windows
 from shards import IGNORE
 from shards.codec import ImageFormat, encode_hard, encode_image, encode_instances, encode_meta, encode_soft
 from shards.codec.image import MAX_PIXELS
@@ -41,6 +42,27 @@ class Job:
     scales: tuple[Scale, ...]
     filter: str
     image_format: ImageFormat
+    weak: bool = False  # image-level labels instead of pixel labels
+    weak_crop: int | None = None  # pixels; windows of this size instead of whole images
+
+
+@dataclass(frozen=True)
+class View:
+    """What becomes one stored sample: a source image with its labels, or a window of one.
+
+    Attributes:
+        data: the source file's bytes; used where `source` is plain.
+        hard, instances, weak: what is stored of the labels; None is nothing.
+        meta: stored with the sample.
+    """
+
+    key: str
+    source: SourceImage
+    data: bytes
+    hard: UInt16 | None
+    instances: UInt16 | None
+    weak: tuple[int, ...] | None
+    meta: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,7 @@ class EncodedSample:
         blocks: for each scale, in the job's order, what its shard stores.
         pixels: {class index: pixels} of the hard label; void under IGNORE.
         mixed: for each scale (cells of more than one class, cells); (0, 0) at scale 1 and without a label.
+        weak: class indices of the image-level label.
         tally: what the reader counted while it decoded the label.
     """
 
@@ -58,6 +81,7 @@ class EncodedSample:
     blocks: tuple[Blocks, ...]
     pixels: dict[int, int]
     mixed: tuple[tuple[int, int], ...]
+    weak: tuple[int, ...] = ()
     tally: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -74,18 +98,19 @@ class BadSample:
         return {"key": self.key, "split": self.split, "source": self.source, "reason": self.reason}
 
 
-def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSample | BadSample:
-    """Encode a sample at all scales, or say why it cannot be used."""
+def encode_sample(job: Job, split: str, sample: RawSample) -> list[EncodedSample | BadSample]:
+    """Encode a sample at all scales, or say why it cannot be used; several samples where it is cut into windows."""
     prefix = f"{job.reader.name} {sample.key}: "
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and the like: the pixels are what counts
-            return _encode(job, split, sample, prefix)
+            return list(_encode(job, split, sample, prefix))
     except (SampleError, SettingsError) as error:  # SettingsError: a key that tar headers cannot hold
-        return BadSample(sample.key, split, place_name(sample.image, job.root), str(error).removeprefix(prefix))
+        name = place_name(sample.image, job.root)
+        return [BadSample(sample.key, split, name, str(error).removeprefix(prefix))]
 
 
-def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSample:
+def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> list[EncodedSample]:
     if sample.problem is not None:
         raise SampleError(sample.problem)
     check_key(sample.key)
@@ -93,20 +118,43 @@ def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> EncodedSamp
     data = read_place(sample.image, prefix + name)
     source = decode_source(data, prefix + name)
     label = _read_label(job, sample, source, prefix)
-    hard, tally = (label.hard, label.tally) if label else (None, {})
-    instances = _read_instances(job, sample, hard, prefix)
-    meta = _meta(split, sample, name, source)
+    meta = {**sample.meta, "split": split, "source": name}
+    if label is None or not job.weak:
+        hard, tally = (label.hard, label.tally) if label else (None, {})
+        view = View(sample.key, source, data, hard, _read_instances(job, sample, hard, prefix), sample.weak, meta)
+        return [_encode_view(job, view, tally)]
+    views = _weak_views(sample.key, source, data, label.hard, meta, job.weak_crop)
+    return [_encode_view(job, view, {} if number else label.tally) for number, view in enumerate(views)]
+
+
+def _weak_views(
+    key: str, source: SourceImage, data: bytes, hard: UInt16, meta: dict[str, Any], crop: int | None
+) -> Iterator[View]:
+    """An image whose label has become the set of its classes; or its windows, each with its own."""
+    if crop is None:
+        yield View(key, source, data, None, None, shown_classes(hard), meta)
+        return
+    for window in windows(hard.shape[0], hard.shape[1], crop):
+        pixels = np.ascontiguousarray(source.pixels[window.slices])
+        place = [window.top, window.left, window.height, window.width]
+        part = SourceImage(pixels, source.suffix, plain=False)
+        tags = shown_classes(hard[window.slices])
+        yield View(f"{key}/{window.top}_{window.left}", part, b"", None, None, tags, {**meta, "window": place})
+
+
+def _encode_view(job: Job, view: View, tally: Mapping[str, int]) -> EncodedSample:
     blocks, mixed = [], []
+    meta = _meta(view)
     for scale in job.scales:
         if scale == FULL:
-            members, counts = _full_members(job, source, data, hard, instances), (0, 0)
+            members, counts = _full_members(job, view), (0, 0)
         else:
-            members, counts = _scaled_members(job, source, hard, scale)
+            members, counts = _scaled_members(job, view.source, view.hard, scale)
         members["json"] = encode_meta(meta | {"scale": str(scale)})
-        blocks.append(Blocks(sample_blocks(sample.key, members), {name: len(part) for name, part in members.items()}))
+        blocks.append(Blocks(sample_blocks(view.key, members), {name: len(part) for name, part in members.items()}))
         mixed.append(counts)
-    pixels = _count_pixels(hard, len(job.reader.classes))
-    return EncodedSample(sample.key, tuple(blocks), pixels, tuple(mixed), tally)
+    pixels = _count_pixels(view.hard, len(job.reader.classes))
+    return EncodedSample(view.key, tuple(blocks), pixels, tuple(mixed), view.weak or (), tally)
 
 
 def _read_label(job: Job, sample: RawSample, source: SourceImage, prefix: str) -> DecodedLabel | None:
@@ -130,18 +178,16 @@ def _read_instances(job: Job, sample: RawSample, hard: UInt16 | None, prefix: st
     return job.reader.decode_instances(read_place(sample.instances, where), hard, where)
 
 
-def _full_members(
-    job: Job, source: SourceImage, data: bytes, hard: UInt16 | None, instances: UInt16 | None
-) -> dict[str, bytes]:
+def _full_members(job: Job, view: View) -> dict[str, bytes]:
     """Members at scale 1: the source's bytes as they are where nothing about its pixels changes."""
-    if job.image_format.kind == "keep" and source.plain:
-        members = {source.suffix: data}
+    if job.image_format.kind == "keep" and view.source.plain:
+        members = {view.source.suffix: view.data}
     else:
-        members = _image_member(job, source, source.pixels)
-    if hard is not None:
-        members["seg.png"] = encode_hard(hard, len(job.reader.classes))
-    if instances is not None:
-        members["inst.png"] = encode_instances(instances)
+        members = _image_member(job, view.source, view.source.pixels)
+    if view.hard is not None:
+        members["seg.png"] = encode_hard(view.hard, len(job.reader.classes))
+    if view.instances is not None:
+        members["inst.png"] = encode_instances(view.instances)
     return members
 
 
@@ -165,11 +211,11 @@ def _image_member(job: Job, source: SourceImage, pixels: NDArray[np.uint8]) -> d
     return {{"jpeg": "jpg"}.get(form.kind, form.kind): encode_image(pixels, form)}
 
 
-def _meta(split: str, sample: RawSample, name: str, source: SourceImage) -> dict[str, Any]:
+def _meta(view: View) -> dict[str, Any]:
     """What every scale's json member holds, the scale aside."""
-    size = [int(n) for n in source.pixels.shape[:2]]
-    weak = {} if sample.weak is None else {"weak": list(sample.weak)}
-    return {**sample.meta, "key": sample.key, "split": split, "source": name, "size": size, **weak}
+    size = [int(n) for n in view.source.pixels.shape[:2]]
+    weak = {} if view.weak is None else {"weak": list(view.weak)}
+    return {**view.meta, "key": view.key, "size": size, **weak}
 
 
 def _count_pixels(hard: UInt16 | None, classes: int) -> dict[int, int]:

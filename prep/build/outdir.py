@@ -20,7 +20,7 @@ BUILD = ".build"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
 _OURS = re.compile(
-    r"\.?(manifest\.json|README\.md|stats\.json|quarantine\.jsonl)(\.tmp)?"
+    r"\.?(manifest\.json|README\.md|stats\.json|quarantine\.jsonl|[a-z]+-audit\.json)(\.tmp)?"
     r"|\.build/.*"
     r"|[^/]+/[0-9]+(-[0-9]+)?/([^/]+-[0-9]{5,}\.(tar|index\.jsonl)|[^/]+\.zarr/.*)"
 )

@@ -1,31 +1,46 @@
-"""The plan of a build: which samples of which splits, listed once and in a fixed order, before anything is written."""
+"""The plan of a build: which samples of which splits, in a fixed order, before anything is written.
+
+Samples are gone through twice and never held: once here, to count them and to find duplicate keys, and once while
+they are encoded. A plan of millions of samples takes eight bytes for each while it is made, and next to nothing after.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from prep.build.settings import Settings
 from prep.places import place_name, place_size
 from prep.raw import FilePart, RawSample, Reader
 from shards.errors import LayoutError, SettingsError
 
-CHUNK = 4  # samples that travel to a worker and back together: few, so that memory stays flat
+# Samples that travel to a worker and back together: few, so that memory stays flat; more in builds so large that
+# their images are small or their journal would be long.
+CHUNK, LARGEST_CHUNK, CHUNKS = 4, 256, 4096
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """One split: its samples in order."""
+    """One split.
+
+    Attributes:
+        samples: how many there are.
+        labelled: whether any has a label; a split without any stores images alone.
+        bad: samples of which the reader, or the duplicates below, say that they cannot be used.
+        duplicates: {position: why} of samples whose key has come before.
+    """
 
     name: str
-    samples: tuple[RawSample, ...]
-
-    @property
-    def labelled(self) -> bool:
-        """Whether any sample has a label; a split without any stores images alone."""
-        return any(sample.label is not None for sample in self.samples)
+    samples: int
+    labelled: bool
+    bad: int
+    duplicates: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,26 +65,50 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        return sum(len(split.samples) for split in self.splits)
+        return sum(split.samples for split in self.splits)
 
     @property
     def identity(self) -> dict[str, object]:
         """The settings that decide the build's bytes, as JSON values."""
-        return self.settings.to_dict(tuple(split.name for split in self.splits), self.listing)
+        names = tuple(split.name for split in self.splits)
+        return self.settings.to_dict(names, self.listing) | {
+            "classes": self.reader.classes.digest,
+            **({"reader": dict(self.reader.identity)} if self.reader.identity else {}),
+        }
 
-    def chunks(self, start: int = 0) -> Iterator[Chunk]:
-        """All chunks from number `start` on, in order."""
-        index = 0
-        for split in self.splits:
-            for first in range(0, len(split.samples), CHUNK):
-                if index >= start:
-                    end = first + CHUNK
-                    yield Chunk(index, split.name, split.samples[first:end], end >= len(split.samples))
-                index += 1
+    @property
+    def chunk_size(self) -> int:
+        """Samples in a chunk."""
+        return max(CHUNK, min(LARGEST_CHUNK, self.samples // CHUNKS))
 
     @property
     def chunk_count(self) -> int:
-        return sum(-(-len(split.samples) // CHUNK) for split in self.splits)
+        return sum(-(-split.samples // self.chunk_size) for split in self.splits)
+
+    def chunks(self, start: int = 0) -> Iterator[Chunk]:
+        """All chunks from number `start` on, in order. Raises LayoutError where the source has changed meanwhile."""
+        index, size = 0, self.chunk_size
+        for split in self.splits:
+            count = -(-split.samples // size)
+            if index + count > start:
+                first = max(start - index, 0)
+                samples = islice(self._samples(split), first * size, None)
+                for number in range(first, count):
+                    part = tuple(islice(samples, size))
+                    yield Chunk(index + number, split.name, part, number == count - 1)
+            index += count
+
+    def _samples(self, split: SplitPlan) -> Iterator[RawSample]:
+        count = 0
+        for sample in islice(self.reader.samples(self.settings.root, split.name), split.samples):
+            why = split.duplicates.get(count)
+            yield replace(sample, problem=why) if why else sample
+            count += 1
+        if count != split.samples:
+            raise LayoutError(
+                f"split '{split.name}' under {self.settings.root} had {split.samples} samples and has {count} now: "
+                "expected a source that stays as it is; run the same command again"
+            )
 
 
 def make_plan(reader: Reader, settings: Settings) -> Plan:
@@ -79,13 +118,21 @@ def make_plan(reader: Reader, settings: Settings) -> Plan:
         LayoutError: the root is not there or lacks what the layout needs.
         SettingsError: a split that is not there.
     """
-    root = settings.root
+    check_root(reader, settings.root)
+    digest, total = hashlib.sha256(), 0
+    splits = []
+    for name in _choose_splits(reader, settings):
+        split, size = _plan_split(reader, settings, name, digest)
+        splits.append(split)
+        total += size
+    return Plan(reader, settings, tuple(splits), digest.hexdigest(), total)
+
+
+def check_root(reader: Reader, root: Path) -> None:
+    """LayoutError where the root is not a folder."""
     if not root.is_dir():
         found = "is not a folder" if root.exists() else "does not exist"
         raise LayoutError(f"{root} {found}: expected the folder of {reader.title}; point --root at it")
-    splits = tuple(_plan_split(reader, settings, name) for name in _choose_splits(reader, settings))
-    listing, source_bytes = _digest_listing(root, splits)
-    return Plan(reader, settings, splits, listing, source_bytes)
 
 
 def _choose_splits(reader: Reader, settings: Settings) -> tuple[str, ...]:
@@ -99,33 +146,55 @@ def _choose_splits(reader: Reader, settings: Settings) -> tuple[str, ...]:
     return tuple(name for name in present if not settings.splits or name in settings.splits)
 
 
-def _plan_split(reader: Reader, settings: Settings, name: str) -> SplitPlan:
-    samples: list[RawSample] = []
-    seen: dict[str, RawSample] = {}
-    for sample in reader.samples(settings.root, name):
-        if settings.limit is not None and len(samples) >= settings.limit:
-            break
-        first = seen.setdefault(sample.key, sample)
-        if first is not sample and sample.problem is None:
-            where = place_name(first.image, settings.root)
-            sample = replace(sample, problem=f"duplicate key '{sample.key}': {where} has it already")
-        samples.append(sample)
-    if not samples:
+def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._Hash) -> tuple[SplitPlan, int]:
+    """The split's plan and its bytes; every sample goes into the digest."""
+    keys = array("q")  # hashes: 64 bits tell all but a few apart, and those are compared in full
+    labelled, bad, total = False, 0, 0
+    for sample in islice(reader.samples(settings.root, name), settings.limit):
+        keys.append(hash(sample.key))
+        labelled = labelled or sample.label is not None
+        bad += sample.problem is not None
+        total += _add_to_digest(digest, settings, name, sample)
+    if not keys:
         raise LayoutError(
             f"split '{name}' under {settings.root} holds no samples: expected some; choose another --split"
         )
-    return SplitPlan(name, tuple(samples))
+    duplicates = _find_duplicates(reader, settings, name, np.frombuffer(keys, np.int64))
+    return SplitPlan(name, len(keys), labelled and not settings.weak, bad + len(duplicates), duplicates), total
 
 
-def _digest_listing(root: Path, splits: tuple[SplitPlan, ...]) -> tuple[str, int]:
-    """sha256 over every key, path and file size, and the sum of the sizes."""
-    digest, total = hashlib.sha256(), 0
-    for split in splits:
-        for sample in split.samples:
-            digest.update(f"{split.name}\0{sample.key}\0{sample.problem or ''}".encode())
-            for place in (sample.image, sample.label, sample.instances):
-                size = place_size(place) if isinstance(place, Path | FilePart) else -1
-                total += max(size, 0)
-                digest.update(f"\0{place_name(place, root) if place else ''}\0{size}".encode())
-            digest.update(b"\n")
-    return digest.hexdigest(), total
+def _find_duplicates(
+    reader: Reader, settings: Settings, name: str, hashes: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> dict[int, str]:
+    """{position: why} of usable samples whose key an earlier sample has."""
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return {}
+    suspects = np.flatnonzero(np.isin(hashes, repeated))
+    wanted, seen, found = set(suspects.tolist()), dict[str, RawSample](), dict[int, str]()
+    for position, sample in enumerate(islice(reader.samples(settings.root, name), int(suspects[-1]) + 1)):
+        if position not in wanted:
+            continue
+        first = seen.setdefault(sample.key, sample)
+        if first is not sample and sample.problem is None:
+            where = place_name(first.image, settings.root)
+            found[position] = f"duplicate key '{sample.key}': {where} has it already"
+    return found
+
+
+def _add_to_digest(digest: hashlib._Hash, settings: Settings, split: str, sample: RawSample) -> int:
+    """Add key, paths, sizes and facts of a sample to the digest; returns its bytes."""
+    parts, total = [f"{split}\0{sample.key}\0{sample.problem or ''}"], 0
+    for place in (sample.image, sample.label, sample.instances):
+        places = place if isinstance(place, tuple) else (place,) if place else ()
+        for part in places:
+            size = place_size(part)
+            total += max(size, 0)
+            at = f"@{part.offset}" if isinstance(part, FilePart) else ""
+            parts.append(f"{place_name(part, settings.root)}{at}\0{size}")
+        parts.append("")
+    if sample.facts is not None or sample.weak is not None or sample.meta:
+        parts.append(repr((sample.facts, sample.weak, dict(sample.meta))))
+    digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\n")
+    return total

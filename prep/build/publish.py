@@ -36,7 +36,9 @@ def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Man
     check_samples(plan, state)
     splits = {split.name: _publish_split(plan, state, split.name, folder, out) for split in plan.splits}
     quarantine = "".join(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in state.bad)
-    draft = _manifest(plan, splits, [_publish_text(out, QUARANTINE, quarantine)])
+    reports = plan.reader.reports({name: counts.tally for name, counts in state.counts.items()})
+    texts = {QUARANTINE: quarantine} | {name: json.dumps(value, indent=1) + "\n" for name, value in reports.items()}
+    draft = _manifest(plan, splits, [_publish_text(out, name, text) for name, text in texts.items()])
     publish_bytes(out / "stats.json", (json.dumps(summarise(plan, state, draft), indent=1) + "\n").encode())
     text = card(draft, class_pixels(plan, state), len(state.bad))
     draft = draft.model_copy(update={"files": [_publish_text(out, "README.md", text), *draft.files]})
@@ -52,7 +54,7 @@ def check_samples(plan: Plan, state: BuildState) -> None:
         if not state.counts[split.name].samples:
             first = next(bad for bad in state.bad if bad.split == split.name)
             raise UserError(
-                f"split '{split.name}' has no usable sample: all {len(split.samples)} are bad, the first because of "
+                f"split '{split.name}' has no usable sample: all {split.samples} are bad, the first because of "
                 f"'{first.reason}'; mend the source and run again with --fresh, or leave the split out with --split"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from shards.scale import FILTERS, Scale
 Format = Literal["webdataset", "zarr"]
 FORMATS: tuple[Format, ...] = ("webdataset", "zarr")
 MB = 1_000_000
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIBRARIES = ("segshards", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "zarr")
 
 
@@ -32,6 +34,9 @@ class Settings:
         shard_size: bytes; a shard is closed before it would pass this.
         image_format: keep, jpeg:Q, png or webp.
         limit: first samples of each split, or None for all.
+        options: the reader's own options as (name, value), sorted.
+        weak: store image-level labels instead of pixel labels.
+        weak_crop: pixels; cut images into windows of this size and label each; only with `weak`.
     """
 
     dataset: str
@@ -43,6 +48,9 @@ class Settings:
     shard_size: int = 256 * MB
     image_format: str = "keep"
     limit: int | None = None
+    options: tuple[tuple[str, str], ...] = ()
+    weak: bool = False
+    weak_crop: int | None = None
 
     def __post_init__(self) -> None:
         if self.filter not in FILTERS:
@@ -53,6 +61,10 @@ class Settings:
             raise SettingsError(f"shard size of {self.shard_size / MB:g} MB found: expected more than 0, such as 256")
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit {self.limit} found: expected at least 1 sample a split")
+        if self.weak_crop is not None and (self.weak_crop < 16 or not self.weak):
+            raise SettingsError(
+                f"--weak-crop {self.weak_crop} found: expected at least 16 pixels, together with --weak"
+            )
         for scale in self.scales:
             scale.size(64, 64, self.filter)  # box refuses scales other than 1/k
 
@@ -73,6 +85,8 @@ class Settings:
             "image_format": self.image_format,
             "limit": self.limit,
             "source_listing": listing,
+            **({"options": dict(self.options)} if self.options else {}),
+            **({"weak": "images" if self.weak_crop is None else f"windows of {self.weak_crop}"} if self.weak else {}),
         }
 
 
@@ -94,6 +108,7 @@ def digest_of(value: Any) -> str:
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """ "filter box -> triangle, limit 8 -> none"; "" where the settings are equal."""
+    old, new = _flat(old), _flat(new)
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     chosen = [name for name in names if name != "source_listing"]
     if names and not chosen:
@@ -101,9 +116,16 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_text(old.get(name))} -> {_text(new.get(name))}" for name in chosen)
 
 
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The reader's options beside the other settings."""
+    return {name: value for name, value in settings.items() if name != "options"} | dict(settings.get("options") or {})
+
+
 def _text(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, list):
         return ",".join(str(item) for item in value)
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return f"{value[:12]}..."
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import chain
 
 import cv2
 
@@ -33,21 +34,30 @@ _PR_SET_PDEATHSIG = 1
 _job: Job | None = None
 
 
-def encode_chunks(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
+def encode_chunks(
+    job: Job, chunks: Iterator[Chunk], count: int, workers: int
+) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
     """Encode chunks in order; at most workers + 2 of them are held in memory.
 
     Processes are started only where the work left takes longer than starting them, and until the first of them is
     up this process goes on by itself: more workers never make a small build slower.
+
+    Args:
+        job: what each worker is given once.
+        chunks: drawn as they are needed.
+        count: how many there are, for the estimate of the work left.
+        workers: most processes.
 
     Raises:
         UserError: a worker process died (as a rule, for lack of memory).
     """
     with _one_thread():
         pace = float("inf")  # seconds a chunk at best; the first one pays for compiled kernels being loaded
-        for done, chunk in enumerate(chunks):
-            if workers > 1 and done > 1 and pace * (len(chunks) - done) > WORTH_SECONDS:
-                yield from _encode_in_processes(job, chunks[done:], workers)
+        for done in range(count):
+            if workers > 1 and done > 1 and pace * (count - done) > WORTH_SECONDS:
+                yield from _encode_in_processes(job, chunks, workers)
                 return
+            chunk = next(chunks)
             start = time.monotonic()
             encoded = encode_chunk(job, chunk)
             pace = min(pace, time.monotonic() - start)
@@ -56,7 +66,7 @@ def encode_chunks(job: Job, chunks: Sequence[Chunk], workers: int) -> Generator[
 
 def encode_chunk(job: Job, chunk: Chunk) -> EncodedChunk:
     """Encode one chunk in this process."""
-    return [encode_sample(job, chunk.split, sample) for sample in chunk.samples]
+    return [part for sample in chunk.samples for part in encode_sample(job, chunk.split, sample)]
 
 
 @contextmanager
@@ -71,24 +81,27 @@ def _one_thread() -> Iterator[None]:
 
 
 def _encode_in_processes(
-    job: Job, chunks: Sequence[Chunk], workers: int
+    job: Job, chunks: Iterator[Chunk], workers: int
 ) -> Generator[tuple[Chunk, EncodedChunk], None, None]:
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(job, os.getpid())
     )
     in_flight: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
-    left = deque(chunks)
     try:
         with _sigint_ignored():  # children inherit it, so that Ctrl-C cannot hit them while they import
             ready = [pool.submit(os.getpid) for _ in range(workers)]
-        while left and not any_ready(ready):
-            chunk = left.popleft()
+        for chunk in chunks:
+            if any_ready(ready):
+                break
             yield chunk, encode_chunk(job, chunk)
+        else:
+            return
         with _death_is_one_line():
-            while left or in_flight:
-                while left and len(in_flight) < workers + _SPARE:
-                    chunk = left.popleft()
-                    in_flight.append((chunk, pool.submit(_encode_in_worker, chunk)))
+            for following in chain((chunk,), chunks):
+                in_flight.append((following, pool.submit(_encode_in_worker, following)))
+                if len(in_flight) == workers + _SPARE:
+                    yield _result(in_flight)
+            while in_flight:
                 yield _result(in_flight)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

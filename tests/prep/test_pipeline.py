@@ -201,7 +201,7 @@ def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     plan = make_plan(load_reader("camvid"), settings)
     job = Job(plan.reader, root, settings.scales, "box", ImageFormat.parse("keep"))
     order, most = [], 0
-    for chunk, _ in worker.encode_chunks(job, list(plan.chunks()), 2):
+    for chunk, _ in worker.encode_chunks(job, plan.chunks(), plan.chunk_count, 2):
         order.append(chunk.index)
         most = max(most, handed - max(len(order) - 2, 0) + 1)  # two were encoded here first
     assert order == list(range(15))
@@ -246,7 +246,7 @@ def test_weak_labels_and_readers_meta_are_stored(tmp_path: Path) -> None:
     reader = load_reader("camvid")
     sample = replace(next(iter(reader.samples(root, "val"))), weak=(3, 1), meta={"scene": "night"})
     job = Job(reader, root, Scale.parse_many("1/2"), "box", ImageFormat.parse("keep"))
-    encoded = encode_sample(job, "val", sample)
+    (encoded,) = encode_sample(job, "val", sample)
     assert isinstance(encoded, EncodedSample)
     assert b'"scene":"night"' in encoded.blocks[0].data
     assert b'"weak":[3,1]' in encoded.blocks[0].data

@@ -193,7 +193,7 @@ def _add_to_digest(digest: hashlib._Hash, settings: Settings, split: str, sample
             total += max(size, 0)
             at = f"@{part.offset}" if isinstance(part, FilePart) else ""
             parts.append(f"{place_name(part, settings.root)}{at}\0{size}")
-        parts.append("")
+        parts.append("" if place is None else "end")
     if sample.facts is not None or sample.weak is not None or sample.meta:
         parts.append(repr((sample.facts, sample.weak, dict(sample.meta))))
     digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ from shards.scale import Scale
 from shards.terminal import main_of
 
 
-def run_build(dataset: str, root: Path, out: Path, *, scales: str = "1,1/2", **options: Any) -> Outcome:
-    """`prep.pipeline.build`, quiet; settings and run options by name."""
+def run_build(
+    dataset: str,
+    root: Path,
+    out: Path,
+    *,
+    scales: str = "1,1/2",
+    given: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Outcome:
+    """`prep.pipeline.build`, quiet; settings and run options by name, the reader's own options in `given`."""
     run = {name: options.pop(name) for name in ("workers", "fresh") if name in options}
-    settings = Settings(dataset, root, scales=Scale.parse_many(scales), **options)
-    return build(load_reader(dataset), settings, out, quiet=True, **run)
+    given = dict(given or {})
+    settings = Settings(dataset, root, scales=Scale.parse_many(scales), options=tuple(sorted(given.items())), **options)
+    return build(load_reader(dataset).bind(root, given), settings, out, quiet=True, **run)
 
 
 def tree(out: Path) -> dict[str, bytes]:

@@ -1,0 +1,93 @@
+"""A mapping made: the rules applied to every class of a table, the result as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping as Pairs, Sequence
+
+from prep.mapping.rules import CONFIDENCE, Finding, Option, assign, descend, find
+from prep.mapping.table import Doubt, Mapping, Pair
+from prep.mapping.tables import load_overrides, load_source, load_targets
+from prep.mapping.wordnet import WordNet, load_glosses, load_wordnet
+
+PLAIN = ("override", "exact", "synonyms", "only-sense", "lemma")
+MOST_MEANINGS = 6  # shown for a class in doubt
+
+
+def map_classes(source: str, target: str, *, descendants: bool = False, overrides: bool = True) -> Mapping:
+    """Find the source's synset of every class of a target.
+
+    Args:
+        source: "imagenet21k".
+        target: a dataset or class table of ours ("ade20k", "ade20k-150"), or a file (see `table_rows`).
+        descendants: also give the kinds of each class's synset to the class (rule `descendant`).
+        overrides: apply the reviewed decisions; without them the rules alone speak.
+
+    Raises:
+        SettingsError: no such source or target.
+        FormatError: a file that is no class list.
+    """
+    words, targets, wnids = load_wordnet(), load_targets(target), load_source(source)
+    decided = load_overrides(target) if overrides else {}
+    findings = [find(words, one, wnids, decided.get(one.name)) for one in targets]
+    chosen = assign(findings)
+    further = descend(words, findings, chosen, wnids) if descendants else []
+    return Mapping(
+        source,
+        target,
+        tuple(one.name for one in targets),
+        tuple(_pairs(words, findings, chosen, further)),
+        tuple(_doubts(words, findings, chosen, wnids)),
+    )
+
+
+def _pairs(
+    words: WordNet, findings: Sequence[Finding], chosen: Pairs[int, Option], further: Sequence[Option]
+) -> Iterator[Pair]:
+    notes = {finding.target.index: finding.note for finding in findings}
+    for option in sorted([*chosen.values(), *further], key=lambda o: (o.target.index, o.rule == "descendant", o.wnid)):
+        index, rule = option.target.index, option.rule
+        confidence = CONFIDENCE[rule]
+        if rule == "descendant" and chosen[index].rule != "hyponym":
+            confidence = min(confidence, CONFIDENCE[chosen[index].rule])
+        name, lemmas = _words(words, option.wnid)
+        note = "" if rule == "descendant" else notes[index]
+        yield Pair(option.wnid, option.target.name, rule, confidence, index, name, lemmas, note)
+
+
+def _words(words: WordNet, wnid: str) -> tuple[str, str]:
+    if wnid not in words:
+        return "", ""  # ImageNet's own ids and words outside WordNet 3.0's nouns: none among the 21,841
+    return words[wnid].name, ", ".join(words[wnid].lemmas)
+
+
+def _doubts(
+    words: WordNet, findings: Sequence[Finding], chosen: Pairs[int, Option], source: Collection[str]
+) -> Iterator[Doubt]:
+    """Classes without a pair or with one that is not plain, each with the meanings that it may have."""
+    owners = {option.wnid: option.target for option in chosen.values()}
+    for finding in findings:
+        option = chosen.get(finding.target.index)
+        if option is not None and option.rule in PLAIN:
+            continue
+        reason = _reason(finding, option, owners)
+        wnid = option.wnid if option else ""
+        meanings = [(c.synset.wnid, f"{c.cost:g}") for c in finding.candidates[:MOST_MEANINGS]]
+        if wnid and wnid not in {known for known, _ in meanings}:
+            meanings.insert(0, (wnid, ""))
+        for known, cost in meanings or [("", "")]:
+            name, lemmas = _words(words, known)
+            gloss = load_glosses().get(known, "")
+            row = (reason, known, int(known == wnid != ""), int(known in source), cost, name, lemmas, gloss)
+            yield Doubt(finding.target.index, finding.target.name, *row)
+
+
+def _reason(finding: Finding, option: Option | None, owners: Pairs[str, object]) -> str:
+    if option is not None:
+        return {"close": "mapped, but another meaning comes near"}.get(
+            option.rule, f"mapped by {option.rule}: no images of its likeliest meaning"
+        )
+    if any(other.wnid in owners for other in finding.options):
+        return "not mapped: another class has its synset"
+    if finding.meaning is not None:
+        return "not mapped: no images of its likeliest meaning or near it"
+    return "not mapped: a person found nothing fitting" if finding.note and not finding.candidates else "not mapped"

@@ -24,6 +24,7 @@ def decode(npz, num_classes):
     return out.reshape(*base.shape, -1) / npz["denominator"]
 """
 
+MANY_CLASSES = 2000  # of more, the card lists only those that occur
 _WEBDATASET = """\
 import webdataset as wds
 for sample in wds.WebDataset("{tar}", shardshuffle=False).decode("rgb8"):
@@ -81,7 +82,8 @@ def _reading(m: Manifest) -> str:
         "## Reading it without segshards\n\n"
         "Hard labels (scale 1) are PNGs of class ids: 8 bits with void 255 up to 255 classes, else 16 bits with void\n"
         "65535. Soft labels (other scales) are NumPy archives: the exact share of each class in each cell.\n"
-        "`decode` takes what `np.load` returns for one and gives float32 [h, w, num_classes + 1], void last.\n\n"
+        "`decode` takes what `np.load` returns for one and gives float32 [h, w, num_classes + 1], void last.\n"
+        "Where a sample's JSON holds `weak`, these are the ids of the classes that the image is known to show.\n\n"
         f"```python\n{RECIPE}```\n"
     )
     soft = [scale for scale in m.scales if scale != "1"]
@@ -102,5 +104,8 @@ def _classes(m: Manifest, pixels: Mapping[str, int]) -> str:
     for i, (name, colour) in enumerate(zip(m.class_table.names, m.class_table.colours, strict=True)):
         share = f"{100 * pixels.get(name, 0) / total:.3f} %" if total else ""
         rows.append(f"| {i} | {name} | {','.join(map(str, colour))} | {share} |")
+    if len(rows) > MANY_CLASSES:
+        rows = [row for row, name in zip(rows, m.class_table.names, strict=True) if pixels.get(name)][:MANY_CLASSES]
+        rows.append(f"\n{len(m.class_table)} classes; `manifest.json` holds the whole table under `classes`.")
     head = ["## Classes\n", "| id | name | colour | share of labelled pixels |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, ""])

@@ -23,6 +23,7 @@ from shards.statistics import LabelCounts, class_mass, count_labels
 from shards.terminal import Progress, main_of, say
 from shards.verify import count_steps, verify
 
+MANY_CLASSES = 200  # of more, only those that occur are printed
 FOLDER = click.argument("out", type=click.Path(path_type=Path))
 QUIET = click.option("--quiet", is_flag=True, help="Print results only.")
 
@@ -55,7 +56,7 @@ def _ls_line(manifest: Manifest, name: str, scale: str) -> str:
     split = manifest.splits[name]
     part = split.scales[scale]
     files = part.shards or part.files
-    label = "labelled" if split.labelled else "no labels"
+    label = "labelled" if split.labelled else "no pixel labels"
     size = sum(f.bytes for f in files) / 1e6
     return f"{name:10} {scale:>5}  {split.samples:7} samples  {len(files):5} files  {size:10.1f} MB  {label}"
 
@@ -112,6 +113,8 @@ def _describe(sample: Sample, dataset: ShardDataset, members: dict[str, bytes]) 
         mass = class_mass(soft, len(dataset.classes)) / soft.base.size
         names = (*dataset.classes.names, "void")
         lines += [f"  {100 * mass[c]:6.2f} %  {names[c]}" for c in np.argsort(-mass, kind="stable") if mass[c] > 0]
+    if sample.weak is not None:
+        lines.append(f"shows    {', '.join(dataset.classes.names[i] for i in sample.weak) or 'none of the classes'}")
     if sample.instances is not None:
         lines.append(f"instances {int(sample.instances.max(initial=0))}")
     return [*lines, f"meta     {json.dumps(sample.meta, sort_keys=True, ensure_ascii=False)}"]
@@ -179,8 +182,16 @@ def _stats_lines(title: str, counts: LabelCounts, names: tuple[str, ...]) -> lis
     lines = [f"{title}: {counts.samples} samples, {stored}"]
     if counts.cells:
         lines.append(f"  {counts.cells} cells, {100 * counts.mixed / counts.cells:.2f} % mixed")
-        for name, mass, images in zip((*names, "void"), counts.mass, counts.images, strict=True):
-            lines.append(f"  {100 * mass / counts.cells:7.3f} %  {images:6} images  {name}")
+    if counts.tagged:
+        lines.append(f"  {counts.tagged} samples with image-level labels instead of pixel labels")
+    if counts.cells or counts.tagged:
+        rows = list(zip((*names, "void"), counts.mass, counts.images, strict=True))
+        shown = [row for row in rows if row[2] or len(rows) <= MANY_CLASSES]
+        for name, mass, images in shown:
+            share = f"{100 * mass / counts.cells:7.3f} %" if counts.cells else ""
+            lines.append(f"  {share}  {images:6} images  {name}")
+        if len(shown) < len(rows):
+            lines.append(f"  {len(rows) - len(shown)} classes that no image shows are not listed")
     return lines
 
 

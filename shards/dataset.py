@@ -169,7 +169,9 @@ def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str) ->
     soft = decode_soft(members["soft.npz"], f"{where} [soft.npz]") if "soft.npz" in members else None
     instances = decode_instances(members["inst.png"], f"{where} [inst.png]") if "inst.png" in members else None
     pixels = decode_image(members[image], f"{where} [{image}]")
-    sample = Sample(str(meta.get("key", "")), pixels, hard, soft, _weak(meta, num_classes, where), instances, meta)
+    sample = Sample(
+        str(meta.get("key", "")), pixels, hard, soft, weak_labels(meta, num_classes, where), instances, meta
+    )
     if soft is not None and soft.largest_id >= num_classes:
         raise FormatError(where, f"class id {soft.largest_id} found; expected ids below {num_classes}", "soft.npz")
     for name, part in (("seg.png", hard), ("soft.npz", soft), ("inst.png", instances)):
@@ -178,7 +180,8 @@ def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str) ->
     return sample
 
 
-def _weak(meta: dict[str, Any], num_classes: int, where: str) -> npt.NDArray[np.uint32] | None:
+def weak_labels(meta: dict[str, Any], num_classes: int, where: str) -> npt.NDArray[np.uint32] | None:
+    """The image-level label uint32 [L] in a sample's metadata, None where it has none; raises FormatError."""
     ids = meta.get("weak")
     if ids is None:
         return None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.codec import decode_hard, decode_soft
-from shards.dataset import ShardDataset
+from shards.codec import decode_hard, decode_meta, decode_soft
+from shards.dataset import ShardDataset, weak_labels
 from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
 from shards.softlabel import SoftLabel
@@ -25,9 +25,10 @@ class LabelCounts:
 
     Args:
         mass: int64 [C + 1], pixels (scale 1) or cells (fractions added up) of each class; the last is void.
-        images: int64 [C + 1], images that show the class.
+        images: int64 [C + 1], images that show the class, by their pixels or else by their image-level labels.
         cells, mixed: cells in all, and those of more than one class.
         label_bytes, image_bytes: stored bytes.
+        samples, tagged: samples in all, and those that hold image-level labels and no pixel labels.
     """
 
     mass: npt.NDArray[np.float64]
@@ -36,7 +37,8 @@ class LabelCounts:
     mixed: int = 0
     label_bytes: int = 0
     image_bytes: int = 0
-    samples: int = field(default=0)
+    samples: int = 0
+    tagged: int = 0
 
     def add(self, soft: SoftLabel, stored: int) -> None:
         """Count one label; ``stored`` is its size in bytes."""
@@ -47,12 +49,18 @@ class LabelCounts:
         self.mixed += len(soft.cells)
         self.label_bytes += stored
 
+    def add_tags(self, tags: npt.NDArray[np.uint32]) -> None:
+        """Count the classes uint32 [L] of an image-level label."""
+        self.tagged += 1
+        self.images[np.unique(tags)] += 1
+
     def to_dict(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         rows = zip((*names, "void"), self.mass, self.images, strict=True)
         classes = {name: {"cells": round(float(m), 3), "images": int(i)} for name, m, i in rows}
         sizes = {"label_bytes": self.label_bytes, "image_bytes": self.image_bytes}
-        return {"samples": self.samples, "cells": self.cells, "mixed_cells": self.mixed, **sizes, "classes": classes}
+        counted = {"samples": self.samples, "tagged": self.tagged, "cells": self.cells, "mixed_cells": self.mixed}
+        return {**counted, **sizes, "classes": classes}
 
 
 def class_mass(soft: SoftLabel, classes: int) -> npt.NDArray[np.float64]:
@@ -80,5 +88,7 @@ def count_labels(
             counts.add(SoftLabel.from_hard(hard), len(members["seg.png"]))
         elif "soft.npz" in members:
             counts.add(decode_soft(members["soft.npz"], where), len(members["soft.npz"]))
+        elif (tags := weak_labels(decode_meta(members["json"], where), classes, where)) is not None:
+            counts.add_tags(tags)
         advance()
     return counts

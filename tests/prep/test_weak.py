@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,6 +14,8 @@ from PIL import Image
 import shards
 from prep.weak import shown_classes, windows
 from shards import IGNORE
+from shards.classes import ClassTable
+from shards.cli import command as look
 from shards.manifest import load_manifest
 from shards.verify import verify
 from tests.fakes import fake_camvid, fake_cityscapes, save
@@ -136,3 +139,34 @@ def test_windows_are_few_and_cover_all(height: int, width: int, crop: int) -> No
 @given(st.lists(st.sampled_from([0, 3, 7, 65533, IGNORE]), min_size=1, max_size=12))
 def test_shown_classes_are_the_set_without_void(values: list[int]) -> None:
     assert list(shown_classes(np.array([values], np.uint16))) == sorted(set(values) - {IGNORE})
+
+
+def test_the_tools_show_image_level_labels(tmp_path: Path) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 3})
+    out = tmp_path / "out"
+    run_build("camvid", root, out, weak=True, scales="1")
+    dataset = shards.open(out, split="val")
+    names = [dataset.classes.names[i] for i in shown(source(root, dataset[0].key)[1])]
+    text = CliRunner().invoke(look, ["cat", str(out)]).output
+    assert f"shows    {', '.join(names)}" in text
+    text = CliRunner().invoke(look, ["stats", str(out), "--json", str(tmp_path / "s.json"), "--quiet"]).output
+    assert "3 samples with image-level labels instead of pixel labels" in text
+    figures = json.loads((tmp_path / "s.json").read_text())["val 1"]
+    assert figures["tagged"] == 3
+    tags = [shown(source(root, sample.key)[1]) for sample in dataset]
+    counts = [entry["images"] for entry in figures["classes"].values()]
+    assert counts == [sum(i in t for t in tags) for i in range(11)] + [0]
+    assert "no pixel labels" in CliRunner().invoke(look, ["ls", str(out)]).output
+
+
+def test_a_card_of_very_many_classes_stays_short() -> None:
+    from shards.card import MANY_CLASSES, card
+
+    names = [f"class {i}" for i in range(MANY_CLASSES + 1)]
+    table = ClassTable.make(names)
+    manifest = load_manifest(Path(__file__).parents[1] / "golden" / "v1-webdataset")
+    draft = manifest.model_copy(update={"classes": table.to_dict(), "classes_digest": table.digest})
+    text = card(draft, {"class 7": 5, "class 8": 0})
+    assert "| 7 | class 7 |" in text
+    assert "class 8 " not in text
+    assert "2001 classes; `manifest.json` holds the whole table" in text

@@ -8,7 +8,6 @@ half should have, and the pipeline quarantines them as "missing file".
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,13 +45,12 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], remedy: str) -> dict[str, 
     """{stem: names} of a folder's files that end in one of the suffixes."""
     found: dict[str, list[str]] = {}
     try:
-        names = sorted(os.listdir(folder))
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise LayoutError(f"{folder} cannot be listed ({error.strerror}): {remedy}") from None
-    for name in names:
-        stem, end = os.path.splitext(name)
-        if end.lower() in suffixes and not name.startswith("."):
-            found.setdefault(stem, []).append(name)
+    for path in paths:
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            found.setdefault(path.stem, []).append(path.name)
     if not found:
         raise LayoutError(f"{folder} holds no *{' or *'.join(suffixes)} files: {remedy}")
     return found
@@ -65,5 +63,5 @@ def first_folder(root: Path, *candidates: str) -> Path | None:
 
 def listed(path: Path) -> list[str]:
     """The lines of a text file, without blanks at their ends and without empty lines."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\0", "\ufffd")  # no path may hold a 0
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 from prep.matfile import as_ids, load_variable
 from prep.pairs import listed
 from prep.places import read_place

@@ -20,11 +20,11 @@ from shards.arrays import ZarrReader
 from shards.classes import ClassTable
 from shards.codec import decode_hard, decode_image, decode_instances, decode_meta, decode_soft
 from shards.errors import FormatError, UserError
-from shards.index import decode_index
+from shards.index import decode_entry, decode_index
 from shards.manifest import Manifest, ScaleSet, load_manifest
 from shards.scale import Scale
 from shards.softlabel import U16, SoftLabel
-from shards.tar import IndexEntry, read_sample
+from shards.tar import IndexEntry, read_range, read_sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +58,18 @@ class Reader(Protocol):
 
 
 class TarReader:
-    """Samples in tar shards: one pread each; indexes are read and checked at first use."""
+    """Samples in tar shards: one pread each. An index is checked whole at first use; then four bytes a sample stay.
+
+    Entries are read from the index file again when their sample is: a set of millions of samples takes little memory.
+    """
 
     def __init__(self, folder: Path, part: ScaleSet) -> None:
         self._folder, self.part = folder, part
         self._ends = list(accumulate(s.samples for s in part.shards))
-        self._entries: dict[int, list[IndexEntry]] = {}
+        self._lines: dict[int, npt.NDArray[np.uint32]] = {}  # of each index, where its lines begin, and its end
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_entries": {}}
+        return {**self.__dict__, "_lines": {}}
 
     def keys(self) -> list[str]:
         """All keys, in order."""
@@ -75,22 +78,31 @@ class TarReader:
     def members(self, i: int) -> dict[str, bytes]:
         """suffix -> bytes of sample i."""
         shard = bisect_right(self._ends, i)
-        entries = self.entries(shard)
-        return read_sample(self._folder / self.part.shards[shard].path, entries[i - self._ends[shard]])
+        record = self.part.shards[shard]
+        return read_sample(self._folder / record.path, self._entry(shard, i - self._ends[shard] + record.samples))
 
     def entries(self, shard: int) -> list[IndexEntry]:
         """The index of one shard; raises FormatError."""
-        if shard not in self._entries:
-            record = self.part.shards[shard]
-            path = self._folder / record.index.path
-            try:
-                found = decode_index(path.read_bytes(), path)
-            except OSError as error:
-                raise FormatError(path, f"cannot be read ({error.strerror}); build or copy it again") from error
-            if len(found) != record.samples:
-                raise FormatError(path, f"{len(found)} samples found; the manifest has {record.samples}")
-            self._entries[shard] = found
-        return self._entries[shard]
+        record = self.part.shards[shard]
+        path = self._folder / record.index.path
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise FormatError(path, f"cannot be read ({error.strerror}); build or copy it again") from error
+        found = decode_index(data, path)
+        if len(found) != record.samples:
+            raise FormatError(path, f"{len(found)} samples found; the manifest has {record.samples}")
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+        self._lines[shard] = np.concatenate(([0], ends + 1)).astype(np.uint32)
+        return found
+
+    def _entry(self, shard: int, number: int) -> IndexEntry:
+        """One entry; the whole index is read and checked where that has not been done yet."""
+        if shard not in self._lines:
+            return self.entries(shard)[number]
+        start, end = (int(at) for at in self._lines[shard][number : number + 2])
+        path = self._folder / self.part.shards[shard].index.path
+        return decode_entry(read_range(path, start, end - start), path, number + 1)
 
 
 class ShardDataset:

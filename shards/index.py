@@ -30,7 +30,7 @@ def decode_index(data: bytes, where: str | Path = "<memory>") -> list[IndexEntry
     """The entries; raises FormatError where a line is not one, offsets do not follow, or a key comes twice."""
     entries, expected = [], 0
     for number, line in enumerate(data.splitlines(), 1):
-        entry = _entry(line, where, number)
+        entry = decode_entry(line, where, number)
         if entry.offset != expected:
             raise FormatError(where, f"line {number}: offset {entry.offset}; expected {expected}")
         expected += entry.length
@@ -40,7 +40,8 @@ def decode_index(data: bytes, where: str | Path = "<memory>") -> list[IndexEntry
     return entries
 
 
-def _entry(line: bytes, where: str | Path, number: int) -> IndexEntry:
+def decode_entry(line: bytes, where: str | Path, number: int) -> IndexEntry:
+    """The entry in line ``number``, counted from 1; raises FormatError."""
     try:
         row = json.loads(line)
         key, offset, sizes = row["key"], row["offset"], row["members"]

@@ -88,12 +88,17 @@ def split_blocks(data: bytes, entry: IndexEntry, where: str | Path) -> dict[str,
 
 def read_sample(path: Path, entry: IndexEntry) -> dict[str, bytes]:
     """Open one sample with one pread; raises FormatError."""
+    return split_blocks(read_range(path, entry.offset, entry.length), entry, path)
+
+
+def read_range(path: Path, offset: int, length: int) -> bytes:
+    """Bytes of a file from ``offset`` on, fewer where it ends before; raises FormatError."""
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise FormatError(path, f"cannot be opened ({error.strerror}); build or copy it again") from error
     try:
-        return split_blocks(os.pread(file, entry.length, entry.offset), entry, path)
+        return os.pread(file, length, offset)
     finally:
         os.close(file)
 

@@ -102,6 +102,8 @@ class Plan:
         count = 0
         for sample in islice(self.reader.samples(self.settings.root, split.name), split.samples):
             why = split.duplicates.get(count)
+            if split.labelled and sample.label is None and sample.problem is None:
+                why = why or "no label, while other samples of its split have one"
             yield replace(sample, problem=why) if why else sample
             count += 1
         if count != split.samples:
@@ -149,10 +151,10 @@ def _choose_splits(reader: Reader, settings: Settings) -> tuple[str, ...]:
 def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._Hash) -> tuple[SplitPlan, int]:
     """The split's plan and its bytes; every sample goes into the digest."""
     keys = array("q")  # hashes: 64 bits tell all but a few apart, and those are compared in full
-    labelled, bad, total = False, 0, 0
+    labelled, bad, total = 0, 0, 0
     for sample in islice(reader.samples(settings.root, name), settings.limit):
         keys.append(hash(sample.key))
-        labelled = labelled or sample.label is not None
+        labelled += sample.label is not None
         bad += sample.problem is not None
         total += _add_to_digest(digest, settings, name, sample)
     if not keys:
@@ -160,7 +162,7 @@ def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._
             f"split '{name}' under {settings.root} holds no samples: expected some; choose another --split"
         )
     duplicates = _find_duplicates(reader, settings, name, np.frombuffer(keys, np.int64))
-    return SplitPlan(name, len(keys), labelled and not settings.weak, bad + len(duplicates), duplicates), total
+    return SplitPlan(name, len(keys), labelled > 0 and not settings.weak, bad + len(duplicates), duplicates), total
 
 
 def _find_duplicates(

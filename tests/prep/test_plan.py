@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from prep.raw import BaseReader, DecodedLabel, FilePart, RawSample
 from shards.classes import ClassTable
 from shards.errors import LayoutError
 from shards.scale import Scale
+from shards.verify import verify
 from tests.fakes import fake_camvid
 from tests.prep.builds import run_build, tree
 
@@ -216,3 +217,22 @@ def test_another_class_table_is_another_build(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("prep.datasets.camvid.load_classes", lambda name: other)
     with pytest.raises(SettingsError, match=r"differs in classes [0-9a-f]{12}\.\.\. -> [0-9a-f]{12}\.\.\."):
         run_build("camvid", root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_a_labelled_split_holds_labels_only(tmp_path: Path, weak: bool) -> None:
+    """A sample without a label among labelled ones would be read as one whose label is lost; tags may be mixed."""
+
+    @dataclass(frozen=True)
+    class Mixed(Counting):
+        def samples(self, root: Path, split: str) -> Iterator[RawSample]:
+            for sample in super().samples(root, split):
+                yield replace(sample, label=None, weak=(0,)) if sample.key == "s02" else sample
+
+    root = counting(tmp_path, 4)
+    settings = Settings("many", root, scales=Scale.parse_many("1"), weak=weak)
+    outcome = build(Mixed(4), settings, tmp_path / "out", quiet=True)
+    assert [(bad.key, bad.reason) for bad in outcome.bad] == (
+        [] if weak else [("s02", "no label, while other samples of its split have one")]
+    )
+    assert not list(verify(tmp_path / "out"))

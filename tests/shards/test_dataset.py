@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,10 @@ import zarr
 
 import shards
 from shards import FormatError, UserError, arrays, resize_image, soften
+from shards.dataset import TarReader
+from shards.index import encode_index
+from shards.manifest import File, ScaleSet, Shard
+from shards.tar import TAR_END, IndexEntry, sample_blocks
 from tests.shards.build import SCALES, build, pair
 
 
@@ -101,3 +106,43 @@ def test_offsets_of_a_store_are_not_trusted(tmp_path, place, value):
     store["image/offsets"][place] = np.uint64(value)
     with pytest.raises(FormatError, match="image: offsets do not rise or leave the data"):
         shards.open(tmp_path, "train", "1/2")[4]
+
+
+def test_reading_keeps_a_few_bytes_a_sample(tmp_path):
+    """Ten thousand samples opened at random must not leave their index entries in memory."""
+    import tracemalloc
+
+    entries, at = [], 0
+    blocks = sample_blocks("key000000", {"jpg": b"x", "json": b"{}"})
+    with open(tmp_path / "a.tar", "wb") as file:
+        for number in range(10_000):
+            key = f"key{number:06d}"
+            file.write(sample_blocks(key, {"jpg": b"x", "json": b"{}"}))
+            entries.append(IndexEntry(key, at, {"jpg": 1, "json": 2}))
+            at += len(blocks)
+        file.write(TAR_END)
+    (tmp_path / "a.index.jsonl").write_bytes(encode_index(entries))
+    index = File(path="a.index.jsonl", bytes=0, sha256="0" * 64)
+    shard = Shard(path="a.tar", bytes=0, sha256="0" * 64, samples=10_000, index=index)
+    reader = TarReader(tmp_path, ScaleSet(groups=[10_000], shards=[shard]))
+    tracemalloc.start()
+    for number in (9_999, 0, 5_000, 1, 9_998):
+        assert reader.members(number) == {"jpg": b"x", "json": b"{}"}
+    assert tracemalloc.get_traced_memory()[0] < 10_000 * 10
+    tracemalloc.stop()
+    assert reader.keys()[5_000] == "key005000"
+
+
+def test_an_index_that_changes_while_it_is_read_is_found(shard_set, tmp_path):
+    dataset = shards.open(shard_set, split="train", scale="1")
+    if dataset.manifest.format == "zarr":
+        pytest.skip("a Zarr store has no index beside it")
+    copy = tmp_path / "set"
+    shutil.copytree(shard_set, copy)
+    dataset = shards.open(copy, split="train", scale="1")
+    dataset[0]
+    for path in copy.rglob("*.index.jsonl"):
+        path.write_bytes(path.read_bytes()[:-9])
+    last = dataset.manifest.splits["train"].scales["1"].shards[0].samples - 1
+    with pytest.raises(FormatError, match="is not an index entry"):
+        dataset[last]

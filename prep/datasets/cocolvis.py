@@ -1,0 +1,280 @@
+"""COCO + LVIS: LVIS v1 instances over COCO stuff, 1,284 classes, straight from the published JSON files.
+
+    seg-prep cocolvis --root /data/coco --out data/cocolvis [--protocol essnet|coco2017] [--overlap first|...]
+
+Jain et al., "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU" (ESSNet), ICCV workshops 2021.
+
+Protocols. `essnet` (default: the paper's figures are of it): train = LVIS v1 train less image 429995 (100,169), val =
+LVIS v1 val (19,809, of which 15,000 lie in train2017: a network pretrained on COCO train2017 has seen those).
+`coco2017`: train = every image of train2017, val = every image of val2017, with the annotations of both LVIS files.
+3,117 and 191 of them are in neither LVIS file: they keep their stuff labels, their objects are void, and their meta
+says `"lvis": false`.
+
+Meta. LVIS checked only some classes on each image: `pos_classes` are outlined, `neg_classes` are absent,
+`not_exhaustive_classes` are outlined in part, and of all other LVIS classes nothing is known: a trainer must not take
+a pixel as evidence against those.
+
+Overlaps. `first` by default, the published rule: on the real samples whose panoptic masks tell who is in front (see
+tests/bench/overlap_study.py) no rule was better.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prep.coco.annotation import parse_annotations
+from prep.coco.audit import NO_LABEL, NO_LVIS, NO_STUFF, describe_merge
+from prep.coco.index import Index, load_index
+from prep.coco.merge import OVERLAPS, TABLE, merge
+from prep.raw import BaseReader, DecodedLabel, RawSample, clean_key
+from prep.taxonomy import load_classes, rows
+from shards import IGNORE
+from shards.classes import ClassTable
+from shards.errors import LayoutError, SampleError, SettingsError
+
+_PROTOCOLS, _LABELS = ("essnet", "coco2017"), ("ours", "essnet-published")
+_LEFT_OUT = 429995  # of train, by the release of ESSNet: the image has no annotation
+_SPLITS = ("train", "val")
+_PLACE = re.compile(r"(?:train|val)2017/[A-Za-z0-9_-]+\.jpg")
+_LVIS_CLASSES = 1203
+# The annotation files that each split of each protocol needs: LVIS's and the stuff files, by split.
+_NEEDS = {
+    ("essnet", "train"): (("train",), ("train",)),
+    ("essnet", "val"): (("val",), ("train", "val")),
+    ("coco2017", "train"): (("train", "val"), ("train",)),
+    ("coco2017", "val"): (("val",), ("val",)),
+}
+
+
+class Facts(NamedTuple):
+    """What decoding needs to know of an image.
+
+    Attributes:
+        lvis, stuff: numbers of annotations, -1 where the image has no record in LVIS's or the stuff files.
+    """
+
+    image: int
+    height: int
+    width: int
+    lvis: int
+    stuff: int
+
+
+@dataclass(frozen=True)
+class CocoLvis(BaseReader):
+    """Reader of one COCO root.
+
+    Attributes:
+        overlap: who keeps a contested pixel.
+        images: "essnet" or "coco2017".
+        labels: "ours", or "essnet-published" with the errors of the published label maps.
+    """
+
+    overlap: str = "first"
+    images: str = "essnet"
+    labels: str = "ours"
+
+    name = "cocolvis"
+    options = ("labels", "overlap", "protocol")
+    layout = """\
+ROOT/{train,val}2017/<12 digits>.jpg                       or ROOT/images/{train,val}2017/
+ROOT/annotations/lvis_v1_{train,val}.json                  LVIS v1 (1,203 categories), not v0.5
+ROOT/annotations/stuff_{train,val}2017.json                COCO stuff annotations"""
+    source = (
+        "https://cocodataset.org (train2017.zip, val2017.zip, stuff_annotations_trainval2017.zip) and "
+        "https://www.lvisdataset.org (lvis_v1_train.json.zip, lvis_v1_val.json.zip)"
+    )
+    terms = "LVIS and COCO-Stuff annotations: CC BY 4.0; images: Flickr terms of use, a licence each"
+
+    @property
+    def title(self) -> str:
+        wrong = ", labels as published with ESSNet, known errors included: for comparison only"
+        return "COCO + LVIS v1, 1,284 classes" + (wrong if self.labels == "essnet-published" else "")
+
+    @property
+    def classes(self) -> ClassTable:
+        return load_classes("cocolvis-1284")
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = {"name": self.images, "overlap": self.overlap, "labels": self.labels}
+        if self.images == "essnet":
+            found["left_out"] = [_LEFT_OUT]
+        if self.labels == "essnet-published":
+            found["label_errors"] = (
+                "reproduces the published label maps for comparison only: stuff ids were remapped in place and chain "
+                "(cabinet is window-other, blanket is desk-stuff), and ids wrap at 256 on images with one stuff "
+                "annotation"
+            )
+        return found
+
+    def bind(self, root: Path, options: Mapping[str, str]) -> CocoLvis:
+        overlap = _choice(options, "overlap", OVERLAPS)
+        labels = _choice(options, "labels", _LABELS)
+        if labels == "essnet-published" and overlap != "first":
+            raise SettingsError(
+                f"--overlap {overlap} found with --labels essnet-published: expected first, the published rule; "
+                "leave --overlap out"
+            )
+        return replace(self, overlap=overlap, labels=labels, images=_choice(options, "protocol", _PROTOCOLS))
+
+    def splits(self, root: Path) -> tuple[str, ...]:
+        found = tuple(
+            split for split in _SPLITS if any(path.is_file() for path in (_lvis(root, split), _stuff(root, split)))
+        )
+        if not found:
+            raise LayoutError(
+                f"neither annotations/lvis_v1_train.json nor any of its kind found under {root}: expected the "
+                "COCO layout with LVIS v1 and stuff annotations; point --root at the folder that holds annotations/"
+            )
+        return found
+
+    def samples(self, root: Path, split: str) -> Iterator[RawSample]:
+        lvis_splits, stuff_splits = _NEEDS[self.images, split]
+        lvis = [_checked(_lvis(root, part), "lvis-v1") for part in lvis_splits]
+        stuff = {f"{part}2017": _checked(_stuff(root, part), "cocostuff") for part in stuff_splits}
+        base = _image_root(root, f"{split}2017")
+        if self.images == "essnet":
+            for image in sorted(set(lvis[0].images.ids) - {_LEFT_OUT}):
+                yield _sample(base, image, lvis, stuff)
+            return
+        folder = f"{split}2017"
+        ids = {
+            id
+            for index in lvis
+            for id, url in zip(index.images.ids, index.images.urls, strict=True)
+            if url.startswith(folder)
+        }
+        ids.update(stuff[folder].images.ids)
+        listed = set()
+        for image in sorted(ids):
+            sample = _sample(base, image, lvis, stuff)
+            listed.add(sample.key)
+            yield sample
+        yield from _unlisted(base / folder, listed)
+
+    def decode_label(self, data: bytes, where: str, facts: Facts) -> DecodedLabel:
+        annotations = parse_annotations(data, where)
+        lvis, stuff = max(facts.lvis, 0), max(facts.stuff, 0)
+        if len(annotations) != lvis + stuff:
+            raise SampleError(f"{where}: {len(annotations)} annotations; expected {lvis + stuff}, as were indexed")
+        published = self.labels == "essnet-published"
+        size = (facts.height, facts.width)
+        label = merge(annotations, lvis, size, where, self.overlap, published)
+        tally = Counter(label.tally)
+        tally["images"] = 1
+        tally[NO_LVIS] += facts.lvis < 0
+        tally[NO_STUFF] += facts.stuff < 0
+        tally[f"{NO_LABEL}|{facts.image}"] += bool((label.hard == IGNORE).all())
+        return DecodedLabel(label.hard, +tally)
+
+    def reports(self, tallies: Mapping[str, Counter[str]]) -> Mapping[str, Any]:
+        audit = {split: describe_merge(tally) for split, tally in tallies.items()}
+        return {"merge-audit.json": {"protocol": dict(self.protocol), "splits": audit}}
+
+
+def _choice(options: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    value = options.get(name, known[0])
+    if value not in known:
+        raise SettingsError(f"--{name} {value} found: expected one of {', '.join(known)}; choose among these")
+    return value
+
+
+def _lvis(root: Path, split: str) -> Path:
+    return root / "annotations" / f"lvis_v1_{split}.json"
+
+
+def _stuff(root: Path, split: str) -> Path:
+    return root / "annotations" / f"stuff_{split}2017.json"
+
+
+def _image_root(root: Path, folder: str) -> Path:
+    """The folder that holds train2017/ and val2017/."""
+    for base in (root, root / "images"):
+        if (base / folder).is_dir():
+            return base
+    raise LayoutError(
+        f"neither {folder}/ nor images/{folder}/ found under {root}: expected the images of COCO 2017; "
+        f"unpack {folder}.zip there"
+    )
+
+
+def _checked(path: Path, source: str) -> Index:
+    """The index of a file whose categories are those of our table."""
+    if not path.is_file():
+        raise LayoutError(
+            f"annotations/{path.name} not found under {path.parent.parent}: this split needs it; download it "
+            "(seg-prep --list says where) or choose another --split or --protocol"
+        )
+    index = load_index(path)
+    known = {int(row["source_id"]): row["name"] for row in rows(TABLE) if row["source"] == source}
+    found = {category.id: category.name for category in index.categories}
+    other = [id for id, name in found.items() if known.get(id) != name]
+    if other or (source == "lvis-v1" and len(found) != _LVIS_CLASSES):
+        example = f", e.g. {other[0]} '{found[other[0]][:40]}'" if other else ""
+        expected = "the 1,203 of LVIS v1 (v0.5 has 1,230 others)" if source == "lvis-v1" else "COCO stuff's, 92 to 183"
+        raise LayoutError(
+            f"{path} lists {len(found)} categories, {len(other)} of them unknown{example}: expected {expected}; "
+            f"put the unaltered {path.name} there"
+        )
+    return index
+
+
+def _sample(base: Path, image: int, lvis: list[Index], stuff: dict[str, Index]) -> RawSample:
+    """One image with what the files say of it."""
+    with_lvis = next((index for index in lvis if index.images.find(image) is not None), None)
+    folder, with_stuff = next(
+        ((name, index) for name, index in stuff.items() if index.images.find(image) is not None), ("", None)
+    )
+    place = _place(image, with_lvis, with_stuff, folder)
+    parts = [index.parts(image) if index else () for index in (with_lvis, with_stuff)]
+    record = with_lvis or with_stuff
+    assert record is not None
+    at = record.images.positions[image]
+    counts = [len(found) if index else -1 for found, index in zip(parts, (with_lvis, with_stuff), strict=True)]
+    return RawSample(
+        key=clean_key(Path(place).stem),
+        image=base / place,
+        label=(*parts[0], *parts[1]),
+        meta=_meta(image, with_lvis),
+        facts=Facts(image, record.images.heights[at], record.images.widths[at], *counts),
+        problem=None if _PLACE.fullmatch(place) else f"image {image} has no place in train2017 or val2017 ('{place}')",
+    )
+
+
+def _place(image: int, lvis: Index | None, stuff: Index | None, folder: str) -> str:
+    """ "train2017/000000000009.jpg": LVIS knows the folder, a stuff file is of one folder."""
+    if lvis:
+        return lvis.images.urls[lvis.images.positions[image]]
+    assert stuff is not None
+    return f"{folder}/{stuff.images.names[stuff.images.positions[image]]}"
+
+
+def _meta(image: int, lvis: Index | None) -> dict[str, Any]:
+    """What LVIS checked on an image, as class indices."""
+    if lvis is None:
+        return {"lvis": False}
+    at = lvis.images.positions[image]
+    ids = {
+        "pos_classes": lvis.categories_of(image),
+        "neg_classes": lvis.images.negative[at],
+        "not_exhaustive_classes": lvis.images.not_exhaustive[at],
+    }
+    return {"lvis": True} | {name: sorted({id - 1 for id in found}) for name, found in ids.items()}
+
+
+def _unlisted(folder: Path, listed: set[str]) -> Iterator[RawSample]:
+    """Images of a folder that no annotation file lists: to be quarantined."""
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith((".jpg", ".jpeg"))):
+        key = clean_key(Path(name).stem)
+        if key not in listed:
+            yield RawSample(key, folder / name, (), problem=f"{folder.name}/{name}: no annotation file lists it")
+
+
+READER = CocoLvis()

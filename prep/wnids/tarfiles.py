@@ -18,6 +18,7 @@ from shards.errors import LayoutError
 
 BLOCK = 512
 _LONGEST = 1 << 20  # bytes of a long name or a pax header
+_LONGEST_SIZE = 20  # digits
 _GZIP = b"\x1f\x8b"
 _REGULAR, _FOLDER, _WITHOUT_DATA = b"0\x007", b"5", b"123456"
 _LONG_NAME, _PAX = b"L", b"x"
@@ -130,7 +131,7 @@ class _Walk:
         text = given.get("size")
         if text is None:
             return 0 if header.kind in _WITHOUT_DATA else header.size
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > _LONGEST_SIZE:
             raise self._broken(f"has a damaged header before byte {offset}")
         return int(text)
 

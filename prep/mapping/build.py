@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping as Pairs, Sequence
 
-from prep.mapping.rules import CONFIDENCE, Finding, Option, assign, descend, find
+from prep.mapping.rules import CONFIDENCE, FURTHER, ORDER, Finding, Option, assign, descend, find, further
 from prep.mapping.table import Doubt, Mapping, Pair
 from prep.mapping.tables import load_overrides, load_source, load_targets
 from prep.mapping.wordnet import WordNet, load_glosses, load_wordnet
@@ -30,28 +30,35 @@ def map_classes(source: str, target: str, *, descendants: bool = False, override
     decided = load_overrides(target) if overrides else {}
     findings = [find(words, one, wnids, decided.get(one.name)) for one in targets]
     chosen = assign(findings)
-    further = descend(words, findings, chosen, wnids) if descendants else []
+    pairs = [*chosen.values(), *further(findings, chosen)]
+    if descendants:
+        pairs += descend(words, findings, pairs, wnids)
     return Mapping(
         source,
         target,
         tuple(one.name for one in targets),
-        tuple(_pairs(words, findings, chosen, further)),
+        tuple(_pairs(words, findings, chosen, pairs)),
         tuple(_doubts(words, findings, chosen, wnids)),
     )
 
 
 def _pairs(
-    words: WordNet, findings: Sequence[Finding], chosen: Pairs[int, Option], further: Sequence[Option]
+    words: WordNet, findings: Sequence[Finding], chosen: Pairs[int, Option], options: Sequence[Option]
 ) -> Iterator[Pair]:
     notes = {finding.target.index: finding.note for finding in findings}
-    for option in sorted([*chosen.values(), *further], key=lambda o: (o.target.index, o.rule == "descendant", o.wnid)):
-        index, rule = option.target.index, option.rule
-        confidence = CONFIDENCE[rule]
-        if rule == "descendant" and chosen[index].rule != "hyponym":
-            confidence = min(confidence, CONFIDENCE[chosen[index].rule])
+    for option in sorted(options, key=lambda o: (o.target.index, ORDER.index(o.rule), o.wnid)):
         name, lemmas = _words(words, option.wnid)
-        note = "" if rule == "descendant" else notes[index]
-        yield Pair(option.wnid, option.target.name, rule, confidence, index, name, lemmas, note)
+        note = "" if option.rule in FURTHER else notes[option.target.index]
+        confidence = _confidence(option, chosen.get(option.target.index))
+        yield Pair(option.wnid, option.target.name, option.rule, confidence, option.target.index, name, lemmas, note)
+
+
+def _confidence(option: Option, own: Option | None) -> float:
+    """By rule; a descendant is no surer than the meaning of its class, which a hyponym or hypernym leaves as it is."""
+    sure = CONFIDENCE[option.rule]
+    if option.rule == "descendant" and own is not None and own.rule not in ("hyponym", "hypernym"):
+        return min(sure, CONFIDENCE[own.rule])
+    return sure
 
 
 def _words(words: WordNet, wnid: str) -> tuple[str, str]:

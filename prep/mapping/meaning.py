@@ -88,7 +88,9 @@ def _readings(words: WordNet, term: str) -> list[tuple[int, Synset, float]]:
     return [reading for reading in found if not reading[1].instance_of]
 
 
-def _candidate(synset: Synset, by_term: dict[str, tuple[int, float]], synonyms: tuple[str, ...], there: bool) -> Candidate:
+def _candidate(
+    synset: Synset, by_term: dict[str, tuple[int, float]], synonyms: tuple[str, ...], there: bool
+) -> Candidate:
     sense = min(sense for sense, _ in by_term.values())
     cost = COST.get(synset.category, UNSEEN)
     cost += min(STEP * (sense - 1), MOST_STEPS)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from prep.mapping.rules import ORDER
+from prep.mapping.rules import FURTHER, ORDER
 from shards.errors import FormatError, naming
 
 NEEDED = ("wnid", "class", "rule", "confidence")
@@ -21,7 +21,7 @@ class Pair:
     Attributes:
         wnid: the ImageNet folder; no wnid stands in two rows.
         class_: the class's name in the target's table.
-        rule: how the pair was found (`prep.mapping.rules`); `descendant` marks further wnids of a class that has one.
+        rule: how the pair was found (`prep.mapping.rules`); `also` and `descendant` mark further wnids of a class.
         confidence: 0 to 1, by rule.
         class_id: index of the class.
         synset: readable name of the wnid's synset.
@@ -127,7 +127,9 @@ def read_mapping(path: Path) -> dict[str, str]:
     for number, row in enumerate(rows, 2):
         wnid, name = row.get("wnid"), row.get("class")
         if not wnid or not name:
-            raise FormatError(path, f"line {number} lacks wnid or class; expected a TSV with the columns wnid and class")
+            raise FormatError(
+                path, f"line {number} lacks wnid or class; expected a TSV with the columns wnid and class"
+            )
         if wnid in found:
             raise FormatError(path, f"line {number}: {wnid} stands in the table twice; a wnid leads to one class")
         found[wnid] = name
@@ -138,13 +140,13 @@ def read_mapping(path: Path) -> dict[str, str]:
 
 def describe_mapping(mapping: Mapping) -> str:
     """Coverage, pairs by rule, and how many classes wait for a person, as lines for the terminal."""
-    own = [pair for pair in mapping.pairs if pair.rule != "descendant"]
+    own = [pair for pair in mapping.pairs if pair.rule not in FURTHER]
     rules = Counter(pair.rule for pair in mapping.pairs)
     doubtful = Counter(reason for _, reason in dict.fromkeys((d.class_id, d.reason) for d in mapping.doubts))
     lines = [
         f"{mapping.source} -> {mapping.target}: {mapping.covered} of {len(mapping.classes)} classes covered, "
         f"{len(own)} pairs of a class with its synset"
-        + (f", {len(mapping.pairs) - len(own)} descendants" if len(mapping.pairs) > len(own) else ""),
+        + (f", {len(mapping.pairs) - len(own)} further" if len(mapping.pairs) > len(own) else ""),
         *_table((rule, rules[rule], _confidence(mapping.pairs, rule)) for rule in ORDER if rules[rule]),
     ]
     if mapping.doubts:

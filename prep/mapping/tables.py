@@ -94,7 +94,7 @@ def load_overrides(name: str) -> dict[str, Override]:
         return {}
     table = find_table(name)
     return {
-        row["class"]: Override(None if row["wnid"] == NOTHING else row["wnid"], row["why"])
+        row["class"]: Override(tuple(row["wnids"].replace(NOTHING, "").split()), row["near"], row["why"])
         for row in rows("mapping/overrides")
         if row["taxonomy"] == table
     }

@@ -1,24 +1,24 @@
-"""One variable of a MATLAB 5 file (`.mat`), read without trusting the file: sizes first, then scipy.
+"""One variable of a MATLAB 5 file (`.mat`): numbers, text, cells, and fields of structs; nothing else is decoded.
 
-    struct = load_variable(data, "GTcls", "voc 2008_000002: cls/2008_000002.mat")
-    ids = as_ids(struct["Segmentation"][0, 0], "voc 2008_000002: cls/2008_000002.mat")
+    ids = as_ids(load_variable(data, "GTcls.Segmentation", where), where)
 
-The format: "MAT-File Format", The MathWorks, chapter 1 (level 5): a header of 128 bytes, then elements of a tag of
-8 bytes (type, byte count) and their data; an element of type 15 is another element packed with zlib, one of type 14
-an array whose parts are elements again.
+The format: "MAT-File Format", The MathWorks, chapter 1 (level 5). A header of 128 bytes, then elements of a tag of 8
+bytes (type, byte count) and their data; an element of type 15 is another one packed with zlib, one of type 14 an array
+whose parts (flags, dimensions, name, values) are elements again. scipy reads such files too, but a damaged one can end
+its process, and with it a worker of the build: here every size is checked before it is used.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
 from shards.errors import SampleError
 
@@ -26,34 +26,48 @@ MAX_BYTES = 1 << 28  # of the file, and of what it unpacks to; label maps are a 
 _HEADER = 128
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _MATRIX, _PACKED = 14, 15
-_CONTAINERS = (1, 2, 3)  # cell, struct, object: scipy sets up an object array of the stated size
-_DEPTH = 16  # arrays within arrays; scipy's own descent has no limit, and a deep one ends the process
+_CELL, _STRUCT, _TEXT = 1, 2, 4
+_COMPLEX = 0x800  # flag
+_DEPTH = 16  # arrays within arrays
+_STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_STORED |= {16: "u1", 17: "u2"}  # UTF-8, UTF-16
+_NUMBERS = range(6, 16)  # double, single, int8 ... uint64
 
 
 def load_variable(data: bytes, variable: str, where: str) -> Any:
-    """The value of `variable` as `scipy.io.loadmat` gives it: an array; a struct is an array [1, 1] of named fields.
+    """The value of a variable: numbers as an array of MATLAB's shape, text as str, a cell array as a list.
+
+    Numbers come in the type that they are stored in, which MATLAB chooses by their range: doubles may be uint8 there.
 
     Args:
         data: the file's bytes.
-        variable: its name; no other variable is converted.
+        variable: its name; `GTcls.Segmentation` is a field of a struct. Nothing else is converted.
         where: names the sample in errors.
 
     Raises:
-        SampleError: not a MATLAB 5 file, version 7.3 (HDF5), damaged, too large once unpacked, or without `variable`.
+        SampleError: not a MATLAB 5 file, version 7.3 (HDF5), damaged, too large once unpacked, without `variable`, or
+            with a value of another kind (sparse, complex, an object).
     """
     _check_header(data, where)
-    plain = data[:_HEADER] + b"".join(_elements(data, where))
-    try:
-        found = loadmat(io.BytesIO(plain), variable_names=[variable])
-    except Exception as error:  # scipy raises many types on damaged files
-        raise SampleError(f"{where}: damaged MATLAB file: {error}") from None
-    if variable not in found:
-        raise SampleError(f"{where}: MATLAB file without the variable {variable}")
-    return found[variable]
+    name, *fields = variable.split(".")
+    order = "<" if data[126:_HEADER] == b"IM" else ">"
+    left = MAX_BYTES
+    for kind, start, end in _Elements(data, order, where).tags(_HEADER, len(data), padded=False):
+        if kind == _PACKED:
+            plain = _unpacked(data[start:end], left, where)
+            left -= len(plain)
+            inside = _Elements(plain, order, where)
+            kind, start, end = next(inside.tags(0, len(plain)), (0, 0, 0))
+        else:
+            inside = _Elements(data, order, where)
+        array = inside.array(start, end) if kind == _MATRIX else None
+        if array and array.name == name:
+            return inside.field(array, fields)
+    raise SampleError(f"{where}: MATLAB file without the variable {name}")
 
 
 def as_ids(value: Any, where: str) -> NDArray[np.uint16]:
-    """A variable's value as ids uint16 [H, W]; whole numbers of any numeric type are taken.
+    """A variable's value as ids uint16 [H, W]; whole numbers of any type are taken.
 
     Raises:
         SampleError: not numbers, not two axes, empty, fractions, or beyond 0..65535.
@@ -83,35 +97,6 @@ def _check_header(data: bytes, where: str) -> None:
         raise SampleError(f"{where}: not a MATLAB 5 file ({len(data)} bytes); its first bytes are {data[:12]!r}")
 
 
-def _elements(data: bytes, where: str) -> Iterator[bytes]:
-    """The file's elements, unpacked and checked; together no more than `MAX_BYTES`."""
-    order = "<" if data[126:_HEADER] == b"IM" else ">"
-    left = MAX_BYTES
-    for kind, start, end in _tags(data, _HEADER, len(data), order, where, packed=True):
-        element = _unpacked(data[start:end], left, where) if kind == _PACKED else data[start - 8 : end]
-        left -= len(element)
-        _check_arrays(element, 0, len(element), order, where, 0)
-        yield element
-
-
-def _tags(
-    data: bytes, position: int, end: int, order: str, where: str, packed: bool = False
-) -> Iterator[tuple[int, int, int]]:
-    """(type, start, end) of the elements in data[position:end]; those of up to 4 bytes sit in their tags."""
-    while position < end:
-        if position + 8 > end:
-            raise SampleError(f"{where}: truncated MATLAB file: a tag ends beyond byte {end}")
-        kind, size = struct.unpack_from(f"{order}II", data, position)
-        start = position + 8
-        if kind >> 16:
-            kind, size, start = kind & 0xFFFF, kind >> 16, position + 4
-        stop = start + size
-        if stop > end or (start == position + 4 and size > 4):
-            raise SampleError(f"{where}: truncated MATLAB file: an element ends at byte {stop}, the data at {end}")
-        yield kind, start, stop
-        position = stop if packed else -(-stop // 8) * 8  # within arrays elements are padded
-
-
 def _unpacked(packed: bytes, left: int, where: str) -> bytes:
     unpacker = zlib.decompressobj()
     try:
@@ -125,24 +110,95 @@ def _unpacked(packed: bytes, left: int, where: str) -> bytes:
     return element
 
 
-def _check_arrays(data: bytes, start: int, end: int, order: str, where: str, depth: int) -> None:
-    """Arrays within arrays, no deeper than `_DEPTH`, and none that states more elements than it has bytes."""
-    if depth > _DEPTH:
-        raise SampleError(f"{where}: MATLAB file with arrays nested more than {_DEPTH} deep")
-    for kind, first, last in _tags(data, start, end, order, where):
-        if kind == _MATRIX:
-            _check_extent(data, first, last, order, where)
-            _check_arrays(data, first, last, order, where, depth + 1)
+@dataclass(frozen=True)
+class _Array:
+    """The head of an array element; `parts` are the elements behind it, not read yet."""
+
+    kind: int
+    flags: int
+    shape: tuple[int, ...]
+    name: str
+    parts: Iterator[tuple[int, int, int]]
 
 
-def _check_extent(data: bytes, start: int, end: int, order: str, where: str) -> None:
-    parts = _tags(data, start, end, order, where)
-    flags, axes = next(parts, None), next(parts, None)
-    if flags is None or axes is None or flags[2] - flags[1] < 4:
-        return  # an empty array, or one that scipy refuses
-    (kind,) = struct.unpack_from(f"{order}I", data, flags[1])
-    extent = 1
-    for (length,) in struct.iter_unpack(f"{order}I", data[axes[1] : axes[2] - (axes[2] - axes[1]) % 4]):
-        extent *= length
-    if kind & 0xFF in _CONTAINERS and extent > end - start:
-        raise SampleError(f"{where}: damaged MATLAB file: {extent} elements stated in {end - start} bytes")
+@dataclass(frozen=True)
+class _Elements:
+    """Elements in `data`, in byte order "<" or ">"."""
+
+    data: bytes
+    order: str
+    where: str
+
+    def damaged(self, why: str) -> SampleError:
+        return SampleError(f"{self.where}: truncated or damaged MATLAB file: {why}")
+
+    def tags(self, start: int, end: int, padded: bool = True) -> Iterator[tuple[int, int, int]]:
+        """(type, start, end) of the data of each element in data[start:end]; up to 4 bytes may sit in the tag."""
+        while start < end:
+            if start + 8 > end:
+                raise self.damaged(f"a tag at byte {start} ends beyond byte {end}")
+            kind, size = struct.unpack_from(f"{self.order}II", self.data, start)
+            first, room = start + 8, end - start - 8
+            if kind >> 16:
+                kind, size, first, room = kind & 0xFFFF, kind >> 16, start + 4, 4
+            if size > room:
+                raise self.damaged(f"an element at byte {start} states {size} bytes, {room} are left")
+            yield kind, first, first + size
+            start = max(first + size, start + 8)
+            start += -start % 8 if padded else 0
+
+    def array(self, start: int, end: int) -> _Array:
+        """The head of the array in data[start:end]."""
+        parts = self.tags(start, end)
+        if start == end:
+            return _Array(6, 0, (0, 0), "", parts)  # MATLAB writes empty arrays so
+        flags = int(self._numbers(parts)[0])
+        shape = tuple(int(length) for length in self._numbers(parts))
+        if len(shape) < 2 or min(shape) < 0:
+            raise self.damaged(f"an array of shape {shape}")
+        name = self._numbers(parts).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return _Array(flags & 0xFF, flags, shape, name, parts)
+
+    def field(self, array: _Array, path: list[str], depth: int = 0) -> Any:
+        """The value of an array, or of the field that `path` leads to through structs."""
+        if not path:
+            return self._value(array, depth)
+        if array.kind != _STRUCT or math.prod(array.shape) != 1:
+            raise SampleError(f"{self.where}: {array.name or 'value'} is no struct; expected the field {path[0]}")
+        width = int(self._numbers(array.parts)[0])
+        names = self._numbers(array.parts).astype(np.uint8).tobytes()
+        if width < 1:
+            raise self.damaged(f"field names of {width} bytes")
+        fields = [names[at : at + width].split(b"\0")[0] for at in range(0, len(names), width)]
+        for field, (kind, start, end) in zip(fields, array.parts, strict=False):
+            if field == path[0].encode() and kind == _MATRIX:
+                return self.field(self.array(start, end), path[1:], depth + 1)
+        shown = ", ".join(field.decode("utf-8", "replace") for field in fields)[:80]
+        raise SampleError(f"{self.where}: {array.name} has the fields {shown or 'none'}; expected {path[0]}")
+
+    def _value(self, array: _Array, depth: int) -> Any:
+        if array.kind == _CELL:
+            if depth >= _DEPTH:
+                raise SampleError(f"{self.where}: MATLAB file with arrays nested more than {_DEPTH} deep")
+            cells = [self.array(start, end) for kind, start, end in array.parts if kind == _MATRIX]
+            if len(cells) != math.prod(array.shape):
+                raise self.damaged(f"{len(cells)} cells in an array of shape {array.shape}")
+            return [self._value(cell, depth + 1) for cell in cells]
+        if array.kind == _TEXT:
+            return "".join(chr(int(code)) for code in self._numbers(array.parts))
+        if array.kind not in _NUMBERS or array.flags & _COMPLEX:
+            raise SampleError(f"{self.where}: MATLAB array of class {array.kind}; expected plain numbers")
+        values = self._numbers(array.parts)
+        if len(values) != math.prod(array.shape):
+            raise self.damaged(f"{len(values)} values in an array of shape {array.shape}")
+        return np.ascontiguousarray(values.reshape(array.shape, order="F")).astype(values.dtype.newbyteorder("="))
+
+    def _numbers(self, parts: Iterator[tuple[int, int, int]]) -> NDArray[Any]:
+        """The next element's numbers [N], in the type that they are stored in."""
+        kind, start, end = next(parts, (0, 0, 0))
+        if kind not in _STORED:
+            raise self.damaged(f"an element of type {kind} where numbers are expected")
+        dtype = np.dtype(self.order + _STORED[kind])
+        if (end - start) % dtype.itemsize:
+            raise self.damaged(f"{end - start} bytes of numbers of {dtype.itemsize}")
+        return np.frombuffer(self.data, dtype, (end - start) // dtype.itemsize, start)

@@ -81,7 +81,7 @@ def _refuse_other_release(path: Path) -> None:
         names = load_variable(read_place(path, path.name), "names", path.name)
     except SampleError:
         return
-    if getattr(names, "size", 0) == _NAMES_1_0:
+    if isinstance(names, list) and len(names) == _NAMES_1_0:
         raise LayoutError(
             f"{path} names {_NAMES_1_0} classes: this is COCO-Stuff 10K v1.0, whose ids are others; "
             "expected v1.1: get cocostuff-10k-v1.1.zip"

@@ -27,7 +27,7 @@ from prep.pairs import first_folder, listed
 from prep.raw import BaseReader, RawSample, Reader, UInt16, clean_key
 from prep.taxonomy import load_classes, load_colour_remap, load_remap, parse_colour, rows
 from shards.classes import ClassTable
-from shards.errors import LayoutError, SampleError, SettingsError
+from shards.errors import LayoutError, SettingsError
 
 _REMAP = "voc-22_to_21"
 _LISTS = "ImageSets/Segmentation"
@@ -192,11 +192,7 @@ def _aug_label(maps: Path | None, sbd: Path | None, stem: str) -> Path:
 
 def _sbd_ids(data: bytes, where: str) -> UInt16:
     """An SBD `.mat` -> class ids uint16 [H, W]: GTcls.Segmentation."""
-    truth = load_variable(data, "GTcls", where)
-    fields = getattr(getattr(truth, "dtype", None), "names", None) or ()
-    if "Segmentation" not in fields or truth.size != 1:
-        raise SampleError(f"{where}: GTcls has the fields {', '.join(fields)[:80] or 'none'}; expected Segmentation")
-    return as_ids(truth["Segmentation"].item(), where)
+    return as_ids(load_variable(data, "GTcls.Segmentation", where), where)
 
 
 def _renumbered(image: Image.Image, ids: NDArray[Any]) -> NDArray[np.uint8] | None:

@@ -21,7 +21,6 @@ Robust Vision Challenge 2018: the 19 classes of Cityscapes, then the 20 of ScanN
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import json
@@ -35,15 +34,14 @@ from typing import Any
 
 import numpy as np
 
+from prep.class_file import Rows, read_colour, read_rows
 from prep.raw import DecodedLabel, RawSample, Reader, UInt16
-from prep.taxonomy import VOID, load_classes, load_remap, parse_colour
+from prep.taxonomy import VOID, load_classes, load_remap
 from shards import IGNORE
-from shards.classes import ClassTable, spread_colour
+from shards.classes import ClassTable, Colour, spread_colour
 from shards.errors import SettingsError
 
 _BETWEEN_TABLES = re.compile(r"(.+-\d+)_to_(.+-\d+)\.tsv")
-_COLOUR = re.compile(r"\d{1,3},\d{1,3},\d{1,3}")
-_MAX_BYTES = 1 << 26
 _SHOWN = 5  # names that an error lists
 
 
@@ -228,7 +226,7 @@ def _load_shipped(reader: Reader, pair: tuple[str, str], title: str) -> ClassMap
 
 def _read_map(reader: Reader, path: Path) -> ClassMap:
     """A user's file; SettingsError names the file and the line."""
-    rows = _rows(path)
+    rows = read_rows(path)
     columns = set(rows[0][1]) if rows else set()
     if {"from", "to"} <= columns:
         return _map_by_pairs(reader, path, rows)
@@ -239,28 +237,6 @@ def _read_map(reader: Reader, path: Path) -> ClassMap:
         f"{path}: {found} found: expected a first line with the columns from and to, or name, separated by tabs, "
         "and a line for each class"
     )
-
-
-Rows = list[tuple[int, dict[str, str]]]  # (line number, {column: text})
-
-
-def _rows(path: Path) -> Rows:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise SettingsError(f"{path}: {path.stat().st_size} bytes are more than the cap of {_MAX_BYTES}")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise SettingsError(f"{path}: not UTF-8 text: expected tab-separated columns; save it as UTF-8") from None
-    except OSError as error:
-        raise SettingsError(f"{path}: unreadable file: {error.strerror}") from None
-    cells = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
-    rows: Rows = []
-    for number, row in enumerate(cells[1:], 2):
-        if len(row) > len(cells[0]):
-            raise SettingsError(f"{path} line {number}: {len(row)} columns; expected {len(cells[0])} as in line 1")
-        if any(row):
-            rows.append((number, dict.fromkeys(cells[0], "") | dict(zip(cells[0], row, strict=False))))
-    return rows
 
 
 def _map_by_names(reader: Reader, path: Path, rows: Rows) -> ClassMap:
@@ -333,14 +309,10 @@ def _table(path: Path, rows: Rows, names: Sequence[str], column: str) -> ClassTa
     """The target table; colours that are not given are spread."""
     if not names:
         raise SettingsError(f"{path}: every class becomes {VOID}: expected at least one class to keep")
-    colours: dict[str, str] = {}
+    colours: dict[str, Colour] = {}
     for number, row in rows:
-        text = row.get("colour", "").replace(" ", "")
-        if text and not (_COLOUR.fullmatch(text) and max(parse_colour(text)) <= 255):
-            raise SettingsError(f"{path} line {number}: colour '{text}': expected R,G,B with values of 0 to 255")
-        if text and colours.setdefault(row[column], text) != text:
-            raise SettingsError(f"{path} line {number}: class '{row[column]}' has colour {colours[row[column]]} before")
-    return ClassTable.make(
-        tuple(names),
-        [parse_colour(colours[name]) if name in colours else spread_colour(index) for index, name in enumerate(names)],
-    )
+        colour = read_colour(row.get("colour", ""), f"{path} line {number}")
+        if colour and colours.setdefault(row[column], colour) != colour:
+            before = ",".join(map(str, colours[row[column]]))
+            raise SettingsError(f"{path} line {number}: class '{row[column]}' has the colour {before} before")
+    return ClassTable.make(names, [colours.get(name) or spread_colour(index) for index, name in enumerate(names)])

@@ -70,7 +70,7 @@ ROOT/testing/image_2/000000_10.png       (unlabelled)"""
         ids = decode_indices(data, where)
         if facts == _FROM_INSTANCES:
             _check_depth(ids.dtype, where)
-            ids = ids >> 8
+            ids = (ids >> 8).astype(np.uint8)
         return load_remap("cityscapes-34_to_19", self.name).apply(ids, where)
 
     def decode_instances(self, data: bytes, hard: UInt16, where: str) -> UInt16:

@@ -69,10 +69,6 @@ option: --release v1.2 | v2.0                          default: what is there, v
     def classes(self) -> ClassTable:
         return load_classes(_RELEASES[self.release or "v1.2"].classes)
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"release": self.release}
-
     def bind(self, root: Path, options: Mapping[str, str]) -> Vistas:
         """The reader of the release that is asked for, or found."""
         found = [release for release in _RELEASES if any(_labels(root, split, release) for split in _FOLDERS)]

@@ -54,8 +54,8 @@ or release 1:
         if second:
             labelled = tuple(_lists(second)) if (second / _LISTS).is_file() else ("all",)
             return (*labelled, "test") if first_folder(root, *_SECOND_TEST) else labelled
-        found = ("val",) if _first(root) else ()
-        found += ("test",) if first_folder(root, *_FIRST_TEST) else ()
+        present = {"val": _first(root), "test": first_folder(root, *_FIRST_TEST)}
+        found = tuple(split for split, folder in present.items() if folder)
         if not found:
             raise LayoutError(
                 f"neither images/, wd_public_02/ nor wd_val_01/ found under {root}: expected WildDash 2 or WildDash 1 "

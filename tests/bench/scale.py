@@ -29,10 +29,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from prep.build.encode import EncodedSample, Job, encode_sample
 from prep.datasets import load_reader
 from shards.codec import ImageFormat, encode_image
-from shards.scale import Scale
 from tests.bench.timing import markdown
 from tests.real import real_root
 
@@ -156,8 +154,8 @@ def digests(out: Path) -> dict[str, str]:
     return found
 
 
-def measure(folder: Path, samples: int, form: str, workers: int) -> tuple[Run, list[object]]:
-    """One build of so many images: the run, and its row in the table."""
+def measure(folder: Path, samples: int, form: str, workers: int) -> list[object]:
+    """One build of so many images, as a row of the table."""
     root, out = folder / "in", folder / "out"
     make(root, samples, form)
     listing = run([*command(root, out, workers), "--dry-run"])
@@ -174,7 +172,7 @@ def measure(folder: Path, samples: int, form: str, workers: int) -> tuple[Run, l
     row += [f"{value / samples * 1e6:.0f}" for value in (found.parent_cpu, found.worker_cpu)]
     shutil.rmtree(out)
     shutil.rmtree(root)
-    return found, list(row)
+    return list(row)
 
 
 def check_resume(folder: Path, samples: int, form: str, workers: int) -> str:
@@ -195,51 +193,43 @@ def check_resume(folder: Path, samples: int, form: str, workers: int) -> str:
     )
 
 
-def real_cost() -> tuple[float, float] | None:
-    """(worker seconds, bytes) of a full-size image, from the real samples; None where there are none."""
+def real_images(root: Path, copies: int) -> tuple[int, float] | None:
+    """Links to the full-size real samples, each under some names: (images, mean bytes); None where there are none."""
     data = real_root()
     if data is None or not (data / "imagenet/sample").is_dir():
         return None
-    root = data / "imagenet/sample"
-    reader = load_reader("imagenet21k").bind(root, {})
-    job = Job(reader, root, (Scale.parse("1"),), "box", ImageFormat.parse("keep"))
-    samples = list(reader.samples(root, "train"))
-    cv2.setNumThreads(1)
-    best = float("inf")
-    for _ in range(3):
-        begin = time.process_time()
-        encoded = [encode_sample(job, "train", sample) for sample in samples]
-        best = min(best, time.process_time() - begin)
-    stored = sum(len(e.blocks[0].data) for e in encoded if isinstance(e, EncodedSample))
-    return best / len(samples), stored / len(samples)
+    found = sorted((data / "imagenet/sample").glob("*/*.JPEG"))
+    for path in found:
+        (root / path.parent.name).mkdir(parents=True)
+        for n in range(copies):
+            (root / path.parent.name / f"{path.stem}_{n}.JPEG").symlink_to(path)
+    return copies * len(found), sum(path.stat().st_size for path in found) / len(found)
 
 
-def estimate(last: Run, samples: int, workers: int) -> str:
-    """What 14 million real images would take on this machine, as lines."""
-    cost = real_cost()
-    if cost is None:
+def estimate(folder: Path, workers: int) -> str:
+    """What 14 million real images would take on this machine, from some thousands of them, as lines."""
+    images = real_images(folder / "in", 100)
+    if images is None:
         return "no real samples at hand (SEGSHARDS_DATA): no estimate"
-    seconds, stored = cost
-    mean = FALL11_BYTES / FALL11_IMAGES
-    worker = seconds * mean / stored  # decoding goes with bytes
-    parent = last.parent_cpu / samples + (mean - 700) * hash_cost()
-    hours = {
-        f"{workers} workers ({worker * 1e3:.1f} ms an image and worker)": worker / workers,
-        f"the parent ({parent * 1e3:.2f} ms an image, hashing included)": parent,
-        "reading and writing at 200 MB/s": 2 * mean / 200e6,
+    count, mean = images
+    start = run([*command(folder / "in", folder / "out", workers), "--dry-run"]).seconds
+    found = run(command(folder / "in", folder / "out", workers))
+    share = FALL11_BYTES / FALL11_IMAGES / mean  # decoding, hashing and writing go with bytes
+    seconds = {
+        f"as measured, {workers} workers": found.seconds - start,
+        "the parent's CPU time": found.parent_cpu - start,
+        f"the workers' CPU time over {workers}": found.worker_cpu / workers,
+        "reading and writing at 200 MB/s": 2 * mean * count / 200e6,
     }
-    lines = [f"  {what}: {each * FALL11_IMAGES / 3600:.1f} h" for what, each in hours.items()]
-    return "\n".join([f"{FALL11_IMAGES:,} images of {mean / 1e3:.0f} kB; each of these alone:", *lines])
-
-
-def hash_cost() -> float:
-    """Seconds of CPU that hashing takes for a byte."""
-    data, best = bytes(1 << 24), float("inf")
-    for _ in range(3):
-        begin = time.process_time()
-        hashlib.sha256(data).digest()
-        best = min(best, time.process_time() - begin)
-    return best / len(data)
+    lines = [
+        f"  {what}: {each / count * 1e3:.2f} ms an image, {each / count * share * FALL11_IMAGES / 3600:.1f} h"
+        for what, each in seconds.items()
+    ]
+    head = (
+        f"{count:,} real images of {mean / 1e3:.0f} kB; {FALL11_IMAGES:,} of {mean * share / 1e3:.0f} kB would take, "
+        "by each of these alone:"
+    )
+    return "\n".join([head, *lines])
 
 
 def main() -> None:
@@ -250,11 +240,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--dir", type=Path)
     options = parser.parse_args()
-    rows, last, most = [], None, 0
+    rows = []
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         for samples in options.samples:
-            last, row = measure(Path(name), samples, options.form, options.workers)
-            most = samples
+            row = measure(Path(name), samples, options.form, options.workers)
             rows.append(row)
             print(" | ".join(map(str, row)), flush=True)
         header = [
@@ -270,8 +259,7 @@ def main() -> None:
         print(markdown(header, rows))
         if options.resume:
             print(check_resume(Path(name) / "resume", options.resume, options.form, options.workers))
-    if last:
-        print(estimate(last, most, options.workers))
+        print(estimate(Path(name) / "real", options.workers))
 
 
 if __name__ == "__main__":

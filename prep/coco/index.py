@@ -2,7 +2,7 @@
 
     index = load_index(path)
     index.parts(139)      # FileParts, in the order of the file
-    index.images.find(139)
+    index.images.size(139)
 
 1.3 million annotations (`lvis_v1_train.json`) take some 40 MB here; the file itself is never held.
 """
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prep.coco.elements import elements
-from prep.decode import MAX_PIXELS
 from prep.raw import FilePart
+from shards.codec.image import MAX_PIXELS
 from shards.errors import LayoutError
 
 Int64 = NDArray[np.int64]
@@ -83,6 +83,7 @@ class Images:
         names: `file_name`, or "".
         negative: categories that LVIS checked and found absent.
         not_exhaustive: categories of which LVIS did not outline every instance.
+        positions: {image id: where it stands in the above}.
     """
 
     ids: array[int] = field(default_factory=lambda: array("q"))
@@ -94,9 +95,18 @@ class Images:
     not_exhaustive: Ragged = field(default_factory=Ragged)
     positions: dict[int, int] = field(default_factory=dict)
 
-    def find(self, image: int) -> int | None:
-        """The position of an image id, or None."""
-        return self.positions.get(image)
+    def size(self, image: int) -> tuple[int, int]:
+        """Height and width of an image by its id."""
+        at = self.positions[image]
+        return self.heights[at], self.widths[at]
+
+    def url(self, image: int) -> str:
+        """The place of an image by its id."""
+        return self.urls[self.positions[image]]
+
+    def name(self, image: int) -> str:
+        """The file name of an image by its id."""
+        return self.names[self.positions[image]]
 
     def add(self, image: _Image, path: Path) -> None:
         """Add one; LayoutError where it is listed twice or has no possible size."""

@@ -1,7 +1,8 @@
 """LVIS instances and COCO stuff -> one label map of 1,284 classes.
 
 LVIS instances are painted first and stuff fills what they leave. Among instances, and among stuff, the rule of
-overlaps says who keeps a contested pixel: `first` of the file, `smallest` or `largest` mask (ties: first of the file).
+overlaps says who keeps a contested pixel: the `smallest` mask, the `first` of the file (the published rule) or the
+`largest` mask; ties go to the first of the file.
 Class ids come from one lookup table (`cocolvis-1296_to_1284.tsv`).
 
 Skipped and counted: crowds (LVIS has none: a coarse region would hide single objects), COCO's "other" (183) and
@@ -28,7 +29,7 @@ from shards import IGNORE
 from shards.errors import SampleError
 
 TABLE = "cocolvis-1296_to_1284"
-OVERLAPS = ("first", "smallest", "largest")
+OVERLAPS = ("smallest", "first", "largest")  # the default first
 STUFF = 10_000  # the table's ids of COCO stuff start above this
 
 
@@ -62,7 +63,7 @@ def merge(
     lvis: int,
     size: tuple[int, int],
     where: str,
-    overlap: str = "first",
+    overlap: str = OVERLAPS[0],
     published: bool = False,
 ) -> DecodedLabel:
     """Paint one image.

@@ -8,6 +8,7 @@ on a column's centre matter, so only those are computed here, in closed form alo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def _columns(low: int, high: int, width: int) -> tuple[int, int]:
 def _row(fine: int, height: int) -> int:
     """The first row whose centre lies at or below the fine position, as COCO rounds and clips it."""
     y = (float(fine) + 0.5) / _FINE - 0.5
-    return int(np.ceil(min(max(y, 0.0), float(height))))
+    return math.ceil(min(max(y, 0.0), float(height)))
 
 
 @_jit
@@ -193,13 +194,13 @@ def _expand(code: Any, counts: Any) -> int:
         while more:
             if at == len(code) or code[at] < 48 or code[at] > 111 or shift > 30:
                 return _BAD_CODE
-            c = np.int64(code[at]) - 48
+            c = int(code[at]) - 48
             value |= (c & 31) << shift
             shift += 5
             more = c & 32 != 0
             at += 1
             if not more and c & 16:
-                value |= np.int64(-1) << shift
+                value |= -1 << shift
         if found > 2:
             value += counts[found - 2]
         if value < 0:
@@ -285,7 +286,7 @@ def _numbers(counts: list[int], where: str) -> NDArray[np.int64]:
 
 
 def _expanded(text: str, where: str) -> NDArray[np.int64]:
-    code = np.frombuffer(text.encode(), np.uint8)
+    code = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
     numbers = np.empty(len(code), np.int64)
     found = _expand(code, numbers)
     if found == _NEGATIVE:

@@ -61,7 +61,7 @@ ROOT/release_test/testing/ADE_test_*.jpg                                  (optio
             return
         folder = _LABELLED[split]
         base = _base(root)
-        remedy = f"unpack {_FOLDER}.zip again, or leave {split} out with --splits"
+        remedy = f"unpack {_FOLDER}.zip again, or leave {split} out with --split"
         yield from paired(base / "images" / folder, base / "annotations" / folder, remedy)
 
     def decode_label(self, data: bytes, where: str, facts: Any = None) -> UInt16:

@@ -71,7 +71,7 @@ or the preprocessed form:
         if (base / _FULL).is_dir():
             yield from _in_tree(base / _FULL / folder, split)
             return
-        remedy = f"run MaskFormer's preparation again, or leave {split} out with --splits"
+        remedy = f"run MaskFormer's preparation again, or leave {split} out with --split"
         yield from paired(base / _IMAGES / folder, base / _LABELS / folder, remedy, ".tif")
 
     def decode_label(self, data: bytes, where: str, facts: Any = None) -> UInt16:
@@ -97,7 +97,7 @@ def _in_tree(top: Path, split: str) -> Iterator[RawSample]:
     if empty:
         raise LayoutError(
             f"no *{_JPG} or *{_SEG} found under {top}: expected <scene>/<name>{_JPG}; unpack the release there, "
-            f"or leave {split} out with --splits"
+            f"or leave {split} out with --split"
         )
 
 

@@ -91,7 +91,7 @@ ROOT/annotations/panoptic_{train2017,val2017}/000000xxxxxx.png   (unpacked from 
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:
         folder = _SPLITS[split]
         path, maps, images = _json(root, folder), _json(root, folder).with_suffix(""), _images(root, folder)
-        leave = f"or leave {split} out with --splits"
+        leave = f"or leave {split} out with --split"
         for found, what, archive in (
             (images, f"{folder}/ or images/{folder}/", f"{folder}.zip"),
             (path.is_file(), f"annotations/{path.name}", _ARCHIVE),

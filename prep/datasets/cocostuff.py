@@ -61,7 +61,7 @@ ROOT/stuffthingmaps/{train2017,val2017}/000000xxxxxx.png   (official id - 1, 255
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:
         folder = _SPLITS[split]
         images, maps = _images(root, split), _maps(root, split)
-        leave = f"or leave {split} out with --splits"
+        leave = f"or leave {split} out with --split"
         if images is None:
             raise LayoutError(
                 f"maps of {folder} but no images under {root}: expected {folder}/ or images/{folder}/; "

@@ -90,7 +90,7 @@ with --aug, beside those or in ROOT, one of:
         if not _has_images(base, stems):
             raise LayoutError(
                 f"none of the {len(stems)} images that {split}.txt lists lies in {base / 'JPEGImages'}: expected "
-                f"<name>.jpg; unpack the images there, or leave {split} out with --splits"
+                f"<name>.jpg; unpack the images there, or leave {split} out with --split"
             )
         if split != "test" and not (base / "SegmentationClass").is_dir():
             raise LayoutError(f"SegmentationClass/ not found under {base}: unpack VOCtrainval_11-May-2012.tar again")

@@ -231,7 +231,8 @@ def json_categories() -> list[dict[str, Any]]:
 
 
 def _add_panoptic(root: Path, images: Path, split: str, number: int, document: dict[str, Any]) -> None:
-    regions = label_of([number, 5], range(9))
+    regions = label_of([number, 5], range(9)).astype(np.int64)
+    regions[:2] = np.arange(regions.shape[1]) % 9  # all of them, void too
     ids = np.where(regions == 0, 0, regions * 70_001 + number).astype(np.uint32)  # 0 is void
     rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
     save(rgb, root / "annotations" / f"panoptic_{split}" / f"{number:012d}.png")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping as Pairs, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Mapping as Pairs
 
-from prep.mapping.rules import CONFIDENCE, FURTHER, ORDER, Finding, Option, assign, descend, find, further
+from prep.mapping.rules import CONFIDENCE, FURTHER, ORDER, Finding, Option, Override, assign, descend, find, further
 from prep.mapping.table import Doubt, Mapping, Pair
-from prep.mapping.tables import load_overrides, load_source, load_targets
+from prep.mapping.tables import SOURCE, load_overrides, load_source, load_targets
 from prep.mapping.wordnet import WordNet, load_glosses, load_wordnet
 
 PLAIN = ("override", "exact", "synonyms", "only-sense", "lemma")
@@ -26,9 +27,8 @@ def map_classes(source: str, target: str, *, descendants: bool = False, override
         SettingsError: no such source or target.
         FormatError: a file that is no class list.
     """
-    words, targets, wnids = load_wordnet(), load_targets(target), load_source(source)
-    decided = load_overrides(target) if overrides else {}
-    findings = [find(words, one, wnids, decided.get(one.name)) for one in targets]
+    words, wnids = load_wordnet(), load_source(source)
+    findings = _find_all(target, wnids, load_overrides(target) if overrides else {})
     chosen = assign(findings)
     pairs = [*chosen.values(), *further(findings, chosen)]
     if descendants:
@@ -36,10 +36,24 @@ def map_classes(source: str, target: str, *, descendants: bool = False, override
     return Mapping(
         source,
         target,
-        tuple(one.name for one in targets),
+        tuple(finding.target.name for finding in findings),
         tuple(_pairs(words, findings, chosen, pairs)),
         tuple(_doubts(words, findings, chosen, wnids)),
     )
+
+
+def _find_all(target: str, wnids: Collection[str], decided: Pairs[str, Override]) -> list[Finding]:
+    return [find(load_wordnet(), one, wnids, decided.get(one.name)) for one in load_targets(target)]
+
+
+def load_meanings(target: str) -> list[tuple[str, ...]]:
+    """The synsets that each class of a table means, by class index, the chief one first; () where none is known."""
+    decided = load_overrides(target)
+    found = _find_all(target, load_source(SOURCE), decided)
+    return [
+        decided[one.target.name].wnids if one.target.name in decided else (one.meaning,) if one.meaning else ()
+        for one in found
+    ]
 
 
 def _pairs(

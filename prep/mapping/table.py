@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from prep.class_file import read_rows
 from prep.mapping.rules import FURTHER, ORDER
 from shards.errors import FormatError, naming
 
@@ -119,17 +119,14 @@ def read_mapping(path: Path) -> dict[str, str]:
     """wnid -> class name from a mapping's TSV, ours or a person's (only the columns wnid and class are needed).
 
     Raises:
+        UserError: not text in UTF-8.
         FormatError: not such a table, or a wnid that stands in it twice.
     """
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     found: dict[str, str] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in read_rows(path):
         wnid, name = row.get("wnid"), row.get("class")
         if not wnid or not name:
-            raise FormatError(
-                path, f"line {number} lacks wnid or class; expected a TSV with the columns wnid and class"
-            )
+            raise FormatError(path, f"line {number} lacks wnid or class; expected a TSV with these columns")
         if wnid in found:
             raise FormatError(path, f"line {number}: {wnid} stands in the table twice; a wnid leads to one class")
         found[wnid] = name

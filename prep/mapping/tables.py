@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from prep.class_file import read_rows
 from prep.mapping.rules import Override, Target
 from prep.taxonomy import rows
 from shards.errors import FormatError, SettingsError
@@ -34,7 +34,7 @@ def find_table(name: str) -> str:
     """
     if name in table_names():
         return name
-    found = [table for table in table_names() if _COUNTED.fullmatch(table)[1] == name]  # type: ignore[index]
+    found = [table for table in table_names() if re.fullmatch(rf"{re.escape(name)}-\d+", table)]
     if len(found) == 1:
         return found[0]
     known = ", ".join(found or table_names())
@@ -58,19 +58,15 @@ def table_rows(name: str) -> list[dict[str, str]]:
 
 
 def _file_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise FormatError(path, f"not UTF-8 at byte {error.start}; expected a list of class names") from None
-    if lines and "name" in lines[0].split("\t"):
-        table = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    else:
-        table = [{"name": line.strip()} for line in lines if line.strip()]
+    """A person's classes; ids are their order, whatever the file says."""
+    table = [row for _, row in read_rows(path)]
+    if not table or "name" not in table[0]:  # no header line: a list of names
+        table = [{"name": line.strip()} for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     seen: set[str] = set()
     for number, row in enumerate(table):
         row["id"] = str(number)
-        if not row.get("name") or row["name"] in seen:
-            raise FormatError(path, f"class {number}: name {row.get('name') or ''!r} is empty or stands there twice")
+        if not row["name"] or row["name"] in seen:
+            raise FormatError(path, f"class {number}: name {row['name']!r} is empty or stands there twice")
         seen.add(row["name"])
     if not table:
         raise FormatError(path, "no class names found; expected one a line, or a TSV with a column `name`")

@@ -92,7 +92,7 @@ def load_overrides(name: str) -> dict[str, Override]:
     return {
         row["class"]: Override(tuple(row["wnids"].replace(NOTHING, "").split()), row["near"], row["why"])
         for row in rows("mapping/overrides")
-        if row["taxonomy"] == table
+        if table in row["taxonomy"].split()
     }
 
 

@@ -188,6 +188,14 @@ def test_bad_seg_files_are_quarantined_by_reason(tmp_path: Path) -> None:
     assert len(reasons) == 5
 
 
+def test_folders_of_single_objects_are_not_searched(tmp_path: Path) -> None:
+    root = fake_ade20k_full(tmp_path / "r")
+    masks = root / "ADE20K_2021_17_01/images/ADE/training/home/bedroom/ADE_train_00000002"
+    save_seg(ade_full_label("x"), masks / "ADE_train_00000009_seg.png")
+    assert next(sample.key for sample in FULL.samples(root, "train")) == "ADE_train_00000002"
+    assert len(list(FULL.samples(root, "train"))) == 3
+
+
 def test_links_that_lead_in_rings_are_not_followed(tmp_path: Path) -> None:
     root = fake_ade20k_full(tmp_path / "r")
     top = root / "ADE20K_2021_17_01/images/ADE/training"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from contextlib import suppress
 from typing import Any
@@ -147,11 +148,15 @@ def test_sizes_that_do_not_fit_are_named(data: bytes, reason: str) -> None:
 
 
 def test_a_file_that_unpacks_to_more_than_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matfile, "MAX_BYTES", 4096)
-    bomb = HEADER + struct.pack("<II", 15, 0) + zlib.compress(b"\0" * (1 << 20))
-    bomb = bomb[:132] + struct.pack("<I", len(bomb) - 136) + bomb[136:]
-    with pytest.raises(SampleError, match="unpacks to more than the cap of 4096"):
+    monkeypatch.setattr(matfile, "MAX_BYTES", 1 << 17)
+    packed = zlib.compress(b"\0" * (1 << 26))
+    bomb = HEADER + struct.pack("<II", 15, len(packed)) + packed
+    tracemalloc.start()
+    with pytest.raises(SampleError, match="unpacks to more than the cap of 131072"):
         load_variable(bomb, "S", "x")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 23  # it is never unpacked whole
+    tracemalloc.stop()
+    monkeypatch.setattr(matfile, "MAX_BYTES", 4096)
     with pytest.raises(SampleError, match="5000 bytes is more than the cap of 4096"):
         load_variable(HEADER.ljust(5000, b"\0"), "S", "x")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from prep.raw import Place
+from prep.raw import Place, clean_key
 from prep.wnids.variants import WNID
 from shards.errors import LayoutError
 
@@ -62,7 +62,7 @@ class ByList:
 
     def images(self, wanted: Container[str]) -> Iterator[ListedImage]:
         """Listed images of wanted wnids, sorted by wnid and name; then what the list and the folder do not share."""
-        for name, wnid in sorted(self.rows.items(), key=lambda row: (row[1], row[0])):
+        for name, wnid in sorted(self.rows.items(), key=lambda row: (row[1], clean_key(row[0]), row[0])):
             if wnid in wanted:
                 yield ListedImage(wnid, name, self.folder / name)
         for name in sorted({path.name for path in self.folder.iterdir()} - set(self.rows)):

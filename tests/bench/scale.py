@@ -3,7 +3,7 @@
     python -m tests.bench.scale [--samples 1000 10000 100000 1000000] [--form folders|tars] [--resume 100000]
                                 [--workers 2] [--dir DIR]
 
-Every build runs as a command of its own. Its processes are looked at five times a second: peak resident memory of the
+Every build runs as a command of its own. Its processes are looked at twenty times a second: peak resident memory of the
 parent and of the largest worker, and the CPU time of the parent, which writes alone and so bounds the rate however many
 workers there are. `--resume N` kills a build of N images by SIGKILL halfway, runs it again and compares all published
 bytes with those of an uninterrupted build. Files are made under --dir, or in a temporary folder, and removed.
@@ -107,7 +107,7 @@ def run(words: list[str], kill_at: int | None = None, out: Path | None = None) -
         look(process.pid, found)
         if kill_at is not None and out is not None and size(out / ".build") > kill_at:
             process.send_signal(signal.SIGKILL)
-        time.sleep(0.2)
+        time.sleep(0.05)
     found.code, found.seconds = process.returncode, time.perf_counter() - begin
     return found
 
@@ -212,12 +212,12 @@ def estimate(folder: Path, workers: int) -> str:
     if images is None:
         return "no real samples at hand (SEGSHARDS_DATA): no estimate"
     count, mean = images
-    start = run([*command(folder / "in", folder / "out", workers), "--dry-run"]).seconds
+    start = run([*command(folder / "in", folder / "out", workers), "--dry-run", "--limit", "1"])
     found = run(command(folder / "in", folder / "out", workers))
     share = FALL11_BYTES / FALL11_IMAGES / mean  # decoding, hashing and writing go with bytes
     seconds = {
-        f"as measured, {workers} workers": found.seconds - start,
-        "the parent's CPU time": found.parent_cpu - start,
+        f"as measured, {workers} workers": found.seconds - start.seconds,
+        "the parent's CPU time": found.parent_cpu - start.parent_cpu,
         f"the workers' CPU time over {workers}": found.worker_cpu / workers,
         "reading and writing at 200 MB/s": 2 * mean * count / 200e6,
     }

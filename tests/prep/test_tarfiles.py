@@ -21,7 +21,7 @@ FILES = {
     LONG: b"c" * 513,
     "犬.JPEG": b"d",
     "empty.JPEG": b"",
-    "folder/" * 12 + "n02084071_3.JPEG": b"e" * 1024,
+    "folder/" * 20 + "n02084071_3.JPEG": b"e" * 1024,
 }
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
@@ -54,6 +54,7 @@ def test_folders_are_passed_over_and_links_are_a_problem(tmp_path: Path) -> None
         for name, kind in (("d", tarfile.DIRTYPE), ("s.JPEG", tarfile.SYMTYPE), ("h.JPEG", tarfile.LNKTYPE)):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "a.JPEG"
+            member.size = 700 if kind == tarfile.LNKTYPE else 0  # of what it links to; no bytes follow
             tar.addfile(member)
         member = tarfile.TarInfo("a.JPEG")
         member.size = 3

@@ -65,7 +65,7 @@ def _count(x: Any, width: int, per_column: Any) -> int:
             per_column[column + 1] += 1
         total += max(last - first + 1, 0)
         if total > MOST:
-            return total
+            break
     return total
 
 
@@ -211,14 +211,13 @@ def _expand(code: Any, counts: Any) -> int:
 
 
 @_jit
-def _fill(counts: Any, pixels: int, out: Any) -> tuple[int, int]:
-    """Counts of zeros and ones in turn -> runs; (how many runs or a reason, pixels that the counts cover)."""
+def _fill(counts: Any, pixels: int) -> tuple[Any, int, int]:
+    """Counts of zeros and ones in turn -> (runs, 0 or the reason why there are none, pixels that the counts cover)."""
+    out = np.empty((len(counts) // 2 + 1, 2), np.int32)
     at, found = 0, 0
     for i in range(len(counts)):
-        if counts[i] < 0:
-            return _NEGATIVE, at
-        if counts[i] > pixels - at:
-            return _FULL, at
+        if counts[i] < 0 or counts[i] > pixels - at:
+            return out[:0], _NEGATIVE if counts[i] < 0 else _FULL, at
         if i % 2 and counts[i]:
             if found and out[found - 1, 1] == at:
                 out[found - 1, 1] = at + counts[i]
@@ -226,7 +225,17 @@ def _fill(counts: Any, pixels: int, out: Any) -> tuple[int, int]:
                 out[found, 0], out[found, 1] = at, at + counts[i]
                 found += 1
         at += counts[i]
-    return found, at
+    return out[:found], 0 if at == pixels else _FULL, at
+
+
+@_jit
+def _fill_text(code: Any, pixels: int) -> tuple[Any, int, int]:
+    """`_fill` of COCO's compressed text."""
+    counts = np.empty(len(code), np.int64)
+    found = _expand(code, counts)
+    if found < 0:
+        return np.empty((0, 2), np.int32), found, 0
+    return _fill(counts[:found], pixels)
 
 
 def polygon_runs(polygons: list[list[float]], height: int, width: int, where: str) -> Runs:
@@ -267,15 +276,23 @@ def rle_runs(counts: str | list[int], size: tuple[int, int], height: int, width:
     """
     if size != (height, width):
         raise SampleError(f"{where}: run-length code of {size[1]}x{size[0]} pixels; its image has {width}x{height}")
-    numbers = _expanded(counts, where) if isinstance(counts, str) else _numbers(counts, where)
-    out = np.empty((len(numbers) // 2 + 1, 2), np.int32)
-    found, covered = _fill(numbers, height * width, out)
-    if found == _NEGATIVE:
-        raise SampleError(f"{where}: run-length code with a negative count")
-    if found == _FULL or covered != height * width:
-        more = "more" if found == _FULL else f"{covered}"
-        raise SampleError(f"{where}: run-length code covers {more} of {height * width} pixels; expected all, once")
-    return out[:found]
+    pixels = height * width
+    if isinstance(counts, str):
+        runs, why, covered = _fill_text(np.frombuffer(counts.encode("utf-8", "replace"), np.uint8), pixels)
+    else:
+        runs, why, covered = _fill(_numbers(counts, where), pixels)
+    if why:
+        raise SampleError(f"{where}: {_why_no_code(why, covered, pixels)}")
+    found: Runs = runs
+    return found
+
+
+def _why_no_code(why: int, covered: int, pixels: int) -> str:
+    if why == _NEGATIVE:
+        return "run-length code with a negative count"
+    if why == _BAD_CODE:
+        return "run-length code is no compressed text; expected COCO's"
+    return f"run-length code does not fill its {pixels} pixels (off after {covered}); expected all of them, once"
 
 
 def _numbers(counts: list[int], where: str) -> NDArray[np.int64]:
@@ -283,14 +300,3 @@ def _numbers(counts: list[int], where: str) -> NDArray[np.int64]:
         return np.array(counts, np.int64)
     except OverflowError:
         raise SampleError(f"{where}: run-length code with a count beyond 64 bits") from None
-
-
-def _expanded(text: str, where: str) -> NDArray[np.int64]:
-    code = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-    numbers = np.empty(len(code), np.int64)
-    found = _expand(code, numbers)
-    if found == _NEGATIVE:
-        raise SampleError(f"{where}: run-length code with a negative count")
-    if found == _BAD_CODE:
-        raise SampleError(f"{where}: run-length code is no compressed text; expected COCO's")
-    return numbers[:found]

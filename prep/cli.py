@@ -14,10 +14,12 @@ import click
 
 from prep.build.plan import check_root
 from prep.build.settings import FORMATS, MB, Settings
+from prep.cli_tables import TOOLS
 from prep.datasets import dataset_names, load_reader
 from prep.overview import describe_datasets, describe_outcome, describe_plan
 from prep.pipeline import build, make_checked_plan
 from prep.raw import Reader
+from prep.remapped import remapped
 from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
 from shards.terminal import main_of, say
@@ -132,7 +134,21 @@ def _run_options(command: F) -> F:
     return command
 
 
-@click.command("seg-prep", epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+class _WithTools(click.Command):
+    """The command itself, and beside it the tools that read no dataset: `seg-prep map`, `seg-prep union`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args and args[0] in TOOLS:
+            return TOOLS[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command("seg-prep", cls=_WithTools, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("dataset", required=False)
 @_source_options
 @_label_options
@@ -141,7 +157,11 @@ def _run_options(command: F) -> F:
 def command(
     dataset: str | None, root: Path | None, out: Path | None, list_: bool, dry_run: bool, **options: Any
 ) -> int:
-    """Turn the raw dataset DATASET under --root into a shard set in --out."""
+    """Turn the raw dataset DATASET under --root into a shard set in --out.
+
+    Beside it: `seg-prep map SOURCE TARGET` maps ImageNet's synsets to a dataset's classes, `seg-prep union A B ...`
+    makes one class table of several.
+    """
     if list_:
         say(describe_datasets())
         return 0
@@ -170,11 +190,7 @@ def _bound_reader(dataset: str, root: Path, options: dict[str, Any]) -> Reader:
     reader = load_reader(dataset)
     check_root(reader, root)
     reader = reader.bind(root, dict(_reader_options(reader, options)))
-    if not options["classes"]:
-        return reader
-    from prep.remapped import remapped
-
-    return remapped(reader, options["classes"])
+    return remapped(reader, options["classes"]) if options["classes"] else reader
 
 
 def _reader_options(reader: Reader, options: dict[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -13,12 +13,14 @@ from prep.datasets import dataset_names, load_reader
 from prep.pipeline import Outcome
 from prep.raw import Reader
 
+OWN = "folder"
 _SHOWN = 10  # quarantined samples that are printed; quarantine.jsonl holds all
 
 
 def describe_datasets() -> str:
-    """Every dataset: title with its class count, layout, source and terms."""
-    return "\n\n".join(_describe_dataset(load_reader(name)) for name in dataset_names())
+    """Every dataset, people's own first: title with its class count, layout, source and terms."""
+    names = sorted(dataset_names(), key=lambda name: (name != OWN, name))
+    return "\n\n".join(_describe_dataset(load_reader(name)) for name in names)
 
 
 def _describe_dataset(reader: Reader) -> str:

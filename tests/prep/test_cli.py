@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import shards
 from prep.build.settings import Settings
@@ -83,7 +85,7 @@ def test_help_has_an_example_and_every_option_says_what_it_does() -> None:
         (["camvid", "--root", "{tmp}/empty"], "neither train.txt"),
         (["cityscapes", "--root", "{root}"], "leftImg8bit/ not found under"),
         (["camvit", "--root", "{root}"], "did you mean 'camvid'?"),
-        (["nosuchset", "--root", "{root}"], "expected one of camvid, cityscapes"),
+        (["nosuchset", "--root", "{root}"], "expected one of ade20k, ade20k-full, camvid"),
         (["camvid", "--root", "{root}", "--split", "nosplit"], "split 'nosplit' not found"),
         (["camvid", "--root", "{root}", "--scales", "1/0"], "1/0"),
         (["camvid", "--root", "{root}", "--scales", "1/2,1/2"], "distinct"),
@@ -135,3 +137,70 @@ def test_settings_check_themselves(tmp_path: Path) -> None:
 def test_importing_prep_brings_no_torch() -> None:
     code = "import prep.cli, prep.build.worker, sys; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_list_begins_with_your_own_data() -> None:
+    assert CliRunner().invoke(command, ["--list"]).output.startswith("folder: Own images and labels")
+
+
+@pytest.mark.parametrize("option", [["--aug"], ["--release", "v2.0"], ["--map-to", "ade20k"], ["--overlap", "first"]])
+def test_an_option_of_another_dataset_is_refused(
+    root: Path, tmp_path: Path, seg_prep: SegPrep, option: list[str]
+) -> None:
+    line = seg_prep.refused("camvid", "--root", root, "--out", tmp_path / "o", *option)
+    assert f"{option[0]} found: expected an option that camvid takes (none of its own); leave it out" in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_own_classes_reach_the_shards(root: Path, tmp_path: Path, seg_prep: SegPrep) -> None:
+    (tmp_path / "mine.tsv").write_text("name\nRoad\nSky\n")
+    code, _, err = seg_prep("camvid", "--root", root, "--out", tmp_path / "o", "--classes", tmp_path / "mine.tsv")
+    assert code == 0, err
+    dataset = shards.open(tmp_path / "o", split="val")
+    assert dataset.classes.names == ("Road", "Sky")
+    for sample in dataset:
+        ids = np.asarray(Image.open(root / "valannot" / f"{sample.key}.png"))
+        want = np.where(ids == 3, 0, np.where(ids == 0, 1, 65535))  # Road is 3 and Sky is 0 in SegNet's masks
+        assert np.array_equal(sample.hard, want)
+    (tmp_path / "mine.tsv").write_text("name\nSky\nRoad\n")
+    again = seg_prep.refused("camvid", "--root", root, "--out", tmp_path / "o", "--classes", tmp_path / "mine.tsv")
+    assert "differs in classes" in again
+
+
+def test_map_writes_its_table(tmp_path: Path, seg_prep: SegPrep) -> None:
+    code, out, err = seg_prep("map", "imagenet21k", "ade20k", "--out", tmp_path / "map.tsv")
+    assert (code, err) == (0, "")
+    assert "150" in out
+    lines = (tmp_path / "map.tsv").read_text().splitlines()
+    assert {"wnid", "class", "rule", "confidence"} <= set(lines[0].split("\t"))
+    assert len(lines) > 100
+
+
+def test_union_prints_its_counts(seg_prep: SegPrep) -> None:
+    code, out, _ = seg_prep("union", "cocostuff", "ade20k")
+    assert code == 0
+    assert all(re.search(rf"\b{count}\b", out) for count in (247, 63, 87))
+    assert seg_prep("union", "cocostuff", "ade20k", "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["map", "imagenet21k", "nowhere"], "nowhere"),
+        (["map", "camvid", "ade20k"], "camvid"),
+        (["map", "imagenet21k"], "TARGET"),
+        (["union", "cocostuff", "nowhere"], "nowhere"),
+        (["union"], "TABLES"),
+        (["map", "imagenet21k", "ade20k", "--out", "{tmp}"], "is a folder"),
+        (["union", "cocostuff", "ade20k", "--out", "{tmp}/no/where.tsv"], "which is not a folder"),
+    ],
+)
+def test_the_tools_refuse_in_one_line(tmp_path: Path, seg_prep: SegPrep, arguments: list[str], message: str) -> None:
+    assert message in seg_prep.refused(*(argument.format(tmp=tmp_path) for argument in arguments))
+
+
+@pytest.mark.parametrize("tool", ["map", "union"])
+def test_the_tools_explain_themselves(tool: str) -> None:
+    text = CliRunner().invoke(command, [tool, "--help"], prog_name="seg-prep").output
+    assert text.startswith(f"Usage: seg-prep {tool}")
+    assert f"Example: seg-prep {tool}" in text

@@ -1,0 +1,58 @@
+"""`seg-prep map` and `seg-prep union`: class tables of several datasets brought together. Parses, calls, prints.
+
+seg-prep map imagenet21k ade20k --out data/i150.tsv
+seg-prep union cocostuff ade20k --out data/c171-ade150.tsv
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from prep.mapping import describe_mapping, describe_union, map_classes, unite, write_mapping, write_union
+from shards.errors import SettingsError
+from shards.terminal import say
+
+_OUT = click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the table here, as TSV.")
+_QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command("map", epilog="Example: seg-prep map imagenet21k ade20k --out i150.tsv", context_settings=_CONTEXT)
+@click.argument("source")
+@click.argument("target")
+@_OUT
+@_QUIET
+def map_command(source: str, target: str, out: Path | None, quiet: bool) -> int:
+    """Map the WordNet synsets of SOURCE (imagenet21k) to the classes of the dataset TARGET."""
+    mapping = map_classes(source, target)
+    if out is not None:
+        _check_place(out)
+        write_mapping(mapping, out)
+    say(describe_mapping(mapping), quiet)
+    return 0
+
+
+@click.command("union", epilog="Example: seg-prep union cocostuff ade20k --out union.tsv", context_settings=_CONTEXT)
+@click.argument("tables", nargs=-1, required=True)
+@_OUT
+@_QUIET
+def union_command(tables: tuple[str, ...], out: Path | None, quiet: bool) -> int:
+    """One class table for a mixture of the datasets TABLES; the first of them is the base."""
+    union = unite(list(tables))
+    if out is not None:
+        _check_place(out)
+        write_union(union, out)
+    say(describe_union(union), quiet)
+    return 0
+
+
+def _check_place(out: Path) -> None:
+    """SettingsError where a file cannot be put there."""
+    if out.is_dir() or not out.parent.is_dir():
+        found = "is a folder" if out.is_dir() else f"lies in {out.parent}, which is not a folder"
+        raise SettingsError(f"--out {out} {found}: expected the path of a file in an existing folder")
+
+
+TOOLS = {"map": map_command, "union": union_command}

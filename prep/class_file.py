@@ -152,9 +152,7 @@ def _class_file(path: Path, entries: list[_Entry]) -> ClassFile:
             first = lines.setdefault(what, entry.line)
             if first != entry.line and what != VOID:
                 kind = "id" if what == entry.id else "class name"
-                raise LayoutError(
-                    f"{path} line {entry.line}: {kind} '{what}' is in line {first} already; expected once"
-                )
+                raise LayoutError(f"{path} line {entry.line}: {kind} '{what}' is in line {first} too; expected once")
     kept = [entry for entry in entries if entry.name != VOID]
     if not kept:
         raise LayoutError(f"{path}: no class found; expected one class name a line")

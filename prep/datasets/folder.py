@@ -27,7 +27,8 @@ then every line of classes.txt has a second column, after a tab, with the class'
 classes.tsv instead of classes.txt, with the columns id, name and (optional) colour. See prep/class_file.py.
 
 Images without a pixel label may have tags instead: my-data/tags/train/a.txt, one class name a line, every class that
-the image shows; no line where it shows none. They become image-level labels.
+the image shows; no line where it shows none. They become image-level labels. Where a split has images of both kinds,
+those with tags become a split of their own, "train-weak": the samples of a split all have pixel labels, or none has.
 
 Nothing vanishes: an image without a label, a label without an image, two images of one stem, an id that the table
 does not have, sizes that differ are each written to quarantine.jsonl with the file's name, and the build goes on.
@@ -63,6 +64,7 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _USUAL = ("train", "val", "test")
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # what a manifest can hold
 _TREES = ("images", "labels", "tags")
+_WEAK = "-weak"  # ends the name of the split of tagged images
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,74 @@ class _Files:
 
     stem: str
     images: list[Path]
-    labels: list[Path]
+    labels: list[Path]  # of any kind
     tags: list[Path]
+
+    @property
+    def tagged(self) -> bool:
+        """Whether tags take the place of a pixel label."""
+        return bool(self.images and self.tags and not _pngs(self.labels))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a split lies: images, labels and tags below `trees`, all of them or those that `list` names."""
+
+    root: Path
+    split: str
+    trees: tuple[Path, ...]
+    list: Path | None
+
+    @classmethod
+    def of(cls, root: Path, split: str) -> _Place:
+        listed_in = root / f"{split}.txt" if _lists(root) else None
+        below = () if listed_in or split not in subfolders(root / "images") else (split,)
+        return cls(root, split, tuple(root.joinpath(tree, *below) for tree in _TREES), listed_in)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there may be both pixel labels and tags."""
+        return self.trees[1].is_dir() and self.trees[2].is_dir()
+
+    def files(self) -> Iterator[_Files]:
+        """The files of every stem, sorted, or in the list's order; stems that the list names may have none."""
+        if self.list is None:
+            yield from self._walk()
+            return
+        stems = [_stem(self.root, line) for line in listed(self.list)]
+        wanted = dict.fromkeys(stems)
+        found = {files.stem: files for files in self._walk() if files.stem in wanted}
+        for stem in stems:
+            yield found.get(stem) or _Files(stem, [], [], [])
+
+    def _walk(self) -> Iterator[_Files]:
+        for stem, (images, labels, tags) in walk([tree if tree.is_dir() else None for tree in self.trees]):
+            files = _Files(
+                stem,
+                [path for path in images if path.suffix.lower() in _IMAGES],
+                labels,
+                [path for path in tags if path.suffix.lower() == ".txt"],
+            )
+            if files.images or files.tags or _pngs(labels):
+                yield files
+
+    def check(self) -> bool:
+        """Whether each image needs a label or tags; LayoutError where images, or what they need, are missing."""
+        images, labels, tags = (relative(tree, self.root) for tree in self.trees)
+        if not any(files.images for files in self.files()):
+            if self.list:
+                raise _leads_nowhere(self.root, self.list)
+            raise LayoutError(
+                f"no image under {self.trees[0]}: expected files that end in {', '.join(_IMAGES)}; put the images there"
+            )
+        if self.split == "test" and not any(files.labels or files.tags for files in self.files()):
+            return False
+        if not any(tree.is_dir() for tree in self.trees[1:]):
+            raise LayoutError(
+                f"neither {labels}/ nor {tags}/ found under {self.root}: expected {labels}/x.png for {images}/x.jpg; "
+                "only test goes without labels"
+            )
+        return True
 
 
 @dataclass(frozen=True)
@@ -114,55 +182,29 @@ splits: the lists; else the folders train, val, test and others that labels/ has
         return replace(self, table=table, identity={"label_ids": digest})
 
     def splits(self, root: Path) -> tuple[str, ...]:
-        if not (root / "images").is_dir():
-            raise LayoutError(
-                f"images/ not found under {root}: expected images/, labels/ and classes.txt; point --root at the "
-                "folder that holds them"
-            )
-        return _lists(root) or _split_folders(root) or ("all",)
+        found: list[str] = []
+        for split in _base_splits(root):
+            found.append(split)
+            place = _Place.of(root, split)
+            if place.mixed and any(files.tagged for files in place.files()):
+                found.append(f"{split}{_WEAK}")
+        return tuple(found)
 
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:
-        base = () if _lists(root) or split not in subfolders(root / "images") else (split,)
-        trees = [root.joinpath(tree, *base) for tree in _TREES]
-        present = [tree if tree.is_dir() else None for tree in trees]
-        if not any(files.images for files in _group(walk(present))):
-            raise LayoutError(
-                f"no image under {trees[0]}: expected files that end in {', '.join(_IMAGES)}; put the images there"
-            )
-        if _lists(root):
-            yield from self._listed(root, split, present)
-            return
-        if present[1:] == [None, None] and split != "test":
-            raise LayoutError(
-                f"neither {relative(trees[1], root)}/ nor {relative(trees[2], root)}/ found under {root}: expected "
-                f"{relative(trees[1], root)}/x.png for {relative(trees[0], root)}/x.jpg; only test goes without labels"
-            )
-        for files in _group(walk(present)):
-            if files.images or files.labels or files.tags:
-                yield self._sample(root, base, files, labelled=present[1:] != [None, None])
+        base = split if split in _base_splits(root) else split.removesuffix(_WEAK)
+        place = _Place.of(root, base)
+        labelled = place.check()
+        for files in place.files():
+            if not place.mixed or files.tagged == (split != base):
+                yield self._sample(place, files, labelled=labelled)
 
-    def _listed(self, root: Path, split: str, trees: list[Path | None]) -> Iterator[RawSample]:
-        """The samples of a list, in its order."""
-        path = root / f"{split}.txt"
-        stems = [_stem(root, line) for line in listed(path)]
-        wanted = dict.fromkeys(stems)
-        found = {files.stem: files for files in _group(walk(trees)) if files.stem in wanted}
-        if not any(files.images for files in found.values()):
-            raise LayoutError(
-                f"none of the {len(stems)} lines of {path} leads to an image (the first is "
-                f"'{(stems or ['nothing'])[0][:120]}'): expected paths below {root / 'images'}, such as street/0001"
-            )
-        labelled = split != "test" or any(files.labels or files.tags for files in found.values())
-        for stem in stems:
-            yield self._sample(root, (), found.get(stem) or _Files(stem, [], [], []), labelled=labelled)
-
-    def _sample(self, root: Path, base: tuple[str, ...], files: _Files, *, labelled: bool) -> RawSample:
-        image = files.images[0] if files.images else root.joinpath("images", *base, f"{clean_key(files.stem)}.jpg")
+    def _sample(self, place: _Place, files: _Files, *, labelled: bool) -> RawSample:
+        image = files.images[0] if files.images else place.trees[0] / f"{clean_key(files.stem)}.jpg"
         found = RawSample(clean_key(files.stem), image)
         try:
-            _check_pair(root, base, files, labelled=labelled)
-            if files.tags and not _pngs(files.labels):
-                return replace(found, weak=self._tags(root, files.tags[0]))
+            _check_pair(place, files, labelled=labelled)
+            if files.tagged:
+                return replace(found, weak=self._tags(place.root, files.tags[0]))
         except SampleError as error:
             return replace(found, problem=str(error))
         return replace(found, label=_pngs(files.labels)[0]) if labelled else found
@@ -205,10 +247,8 @@ splits: the lists; else the folders train, val, test and others that labels/ has
 
 @lru_cache(maxsize=4)
 def _remap(table: ClassFile, void: int) -> Remap:
-    pairs = dict(table.ids)
-    ids = f"ids {min(pairs)} to {max(pairs)}" if len(pairs) > 1 else f"id {min(pairs)}"
-    title = f"{table.name} has {len(table.classes)} classes, {ids}, and void is {void}: with void it"
-    return Remap.from_pairs(title, {void: IGNORE} | pairs)
+    title = f"{table.name} ({len(table.classes)} classes, void {void})"
+    return Remap.from_pairs(title, {void: IGNORE} | dict(table.ids))
 
 
 def _colour_remap(table: ClassFile, where: str) -> ColourRemap:
@@ -224,6 +264,16 @@ def _colour_remap(table: ClassFile, where: str) -> ColourRemap:
 @lru_cache(maxsize=1)
 def _cached_colour_remap(table: ClassFile) -> ColourRemap:
     return ColourRemap.from_pairs(table.name, dict(table.colours))
+
+
+def _base_splits(root: Path) -> tuple[str, ...]:
+    """Splits by lists or by folders, before tagged images are told apart."""
+    if not (root / "images").is_dir():
+        raise LayoutError(
+            f"images/ not found under {root}: expected images/, labels/ and classes.txt; point --root at the folder "
+            "that holds them"
+        )
+    return _lists(root) or _split_folders(root) or ("all",)
 
 
 def _lists(root: Path) -> tuple[str, ...]:
@@ -256,35 +306,32 @@ def _split_folders(root: Path) -> tuple[str, ...]:
     return (*usual, *sorted(set(images) - set(usual)))
 
 
-def _group(found: Iterable[tuple[str, tuple[list[Path], ...]]]) -> Iterator[_Files]:
-    """Stems with their images, labels (of any kind) and tags."""
-    for stem, (images, labels, tags) in found:
-        yield _Files(
-            stem,
-            [path for path in images if path.suffix.lower() in _IMAGES],
-            labels if _pngs(labels) or images else [],
-            [path for path in tags if path.suffix.lower() == ".txt"],
-        )
-
-
 def _pngs(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() == ".png"]
 
 
-def _check_pair(root: Path, base: tuple[str, ...], files: _Files, *, labelled: bool) -> None:
+def _check_pair(place: _Place, files: _Files, *, labelled: bool) -> None:
     """SampleError where the files of a stem are no pair of one image and one label."""
-    stem = "/".join((*base, files.stem))
+    images, labels = (relative(tree / files.stem, place.root) for tree in place.trees[:2])
     if not files.images:
-        other = next((relative(path, root) for path in (*_pngs(files.labels), *files.tags)), "the list")
-        raise SampleError(f"no image images/{stem}.jpg (or {', '.join(_IMAGES[1:])}) found for {other}")
+        other = next((relative(path, place.root) for path in (*_pngs(files.labels), *files.tags)), "the list")
+        raise SampleError(f"no image {images}.jpg (or {', '.join(_IMAGES[1:])}) found for {other}")
     for paths in (files.images, _pngs(files.labels)):
         if len(paths) > 1:
-            raise SampleError(
-                f"{', '.join(relative(path, root) for path in paths)} have one stem; expected one of them"
-            )
+            names = ", ".join(relative(path, place.root) for path in paths)
+            raise SampleError(f"{names} have one stem; expected one of them")
     if labelled and not _pngs(files.labels) and not files.tags:
-        others = f"; {relative(files.labels[0], root)} is no PNG" if files.labels else ""
-        raise SampleError(f"no label labels/{stem}.png found for {relative(files.images[0], root)}{others}")
+        others = f"; {relative(files.labels[0], place.root)} is no PNG" if files.labels else ""
+        raise SampleError(f"no label {labels}.png found for {relative(files.images[0], place.root)}{others}")
+
+
+def _leads_nowhere(root: Path, path: Path) -> LayoutError:
+    lines = listed(path)
+    first = lines[0][:120] if lines else "nothing"
+    return LayoutError(
+        f"none of the {len(lines)} lines of {path} leads to an image (the first is '{first}'): expected paths below "
+        f"{root / 'images'}, such as street/0001"
+    )
 
 
 def _stem(root: Path, line: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from prep.decode import load_pixels, open_header, png_depth
+from prep.decode import load_pixels, open_header
 from prep.pairs import listed
 from prep.places import place_size
 from prep.raw import BaseReader, RawSample, UInt16, clean_key
@@ -34,7 +34,7 @@ class LabelMeFacade(BaseReader):
     layout = """\
 ROOT/{train,test}.txt      lines such as images/x.jpg
 ROOT/images/x.jpg
-ROOT/labels/x.png          RGBA or RGB, nine colours"""
+ROOT/labels/x.png          RGBA or RGB, 8 or 16 bits, nine colours"""
     source = "https://github.com/cvjena/labelmefacade"
     terms = "LabelMe images: non-commercial and research use only"
 
@@ -65,9 +65,9 @@ ROOT/labels/x.png          RGBA or RGB, nine colours"""
 
     def decode_label(self, data: bytes, where: str, facts: Any = None) -> UInt16:
         image = open_header(data, where)
-        if image.format != "PNG" or image.mode not in ("RGB", "RGBA") or png_depth(data) != 8:
-            raise SampleError(f"{where}: label is {image.format} of mode {image.mode}; expected an 8-bit PNG in colour")
-        load_pixels(image, where)
+        if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
+            raise SampleError(f"{where}: label is {image.format} of mode {image.mode}; expected a PNG in colour")
+        load_pixels(image, where)  # of 16-bit samples, which the release has, Pillow keeps the high byte: the colour
         pixels = np.asarray(image)
         if image.mode == "RGBA" and bool((pixels[..., 3] != 255).any()):
             y, x = (int(v) for v in np.argwhere(pixels[..., 3] != 255)[0])

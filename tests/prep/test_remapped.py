@@ -146,7 +146,7 @@ _NO_CAR = ("car|void", *_REST)
         (("from|to", "road|a|b"), r"m.tsv line 2: 3 columns; expected 2"),
         (("from|to", "road|void", "car|void", "van|void", "cat|void", "dog|void"), r"every class becomes void"),
         (("from|to|colour", "road|a|1,2", *_NO_CAR), r"m.tsv line 2: colour '1,2'"),
-        (("from|to|colour", "road|a|1,2,3", "car|a|1,2,4", *_REST), r"m.tsv line 3: class 'a' has the colour 1,2,3 before"),
+        (("from|to|colour", "road|a|1,2,3", "car|a|1,2,4", *_REST), r"line 3: class 'a' has the colour 1,2,3 before"),
         (("from|to|id", "road|a|0", "car|a|1", *_REST), r"m.tsv line 3: class 'a' has id '1' here and '0' before"),
         (("from|to|id", "road|a|0", "car|b|2", *_REST), r"ids 0, 2.* of 2 classes: expected each of 0..1"),
         (("from|to|id", "road|a|", "car|b|1", *_REST), r"of 2 classes: expected each of 0..1"),

@@ -1,6 +1,6 @@
 """A tiny COCO root with LVIS v1 and stuff annotations, in the layout and with the fields of the published files.
 
-coco = FakeCoco(); coco.image("train", 9); coco.lvis(9, 3, [[0, 0, 9, 0, 9, 9]]); coco.write(tmp_path / "coco")
+fake = FakeCoco(); fake.image("train", 9); fake.lvis(9, 3, [[0, 0, 9, 0, 9, 9]]); fake.write(tmp_path / "coco")
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
 from tests.fakes import blobs, picture, save, taxonomy_rows
 
@@ -107,3 +108,32 @@ class FakeCoco:
             content = {"info": {"year": 2017}, **self.stuff_files[split], "categories": stuff}
             (root / "annotations" / f"stuff_{split}2017.json").write_text(json.dumps(content, indent=indent))
         return root
+
+
+def small_coco() -> FakeCoco:
+    """Train: 9 and 25 by LVIS train, 30 by LVIS val, 31 by stuff alone. Val: 42 by LVIS val, 43 by stuff alone."""
+    fake = FakeCoco()
+    fake.image("train", 9, neg_category_ids=[3, 1203], not_exhaustive_category_ids=[7])
+    fake.image("train", 25)
+    fake.image("train", 30, lvis="val", neg_category_ids=[11])
+    fake.image("train", 31, lvis=None)
+    fake.image("val", 42)
+    fake.image("val", 43, lvis=None)
+    fake.lvis(9, 7, [[2.0, 2, 10, 2, 10, 9, 2, 9]])
+    fake.lvis(25, 100, [[0.0, 0, 12, 0, 12, 12]])
+    fake.lvis(9, 5, code(box(6, 4, 10, 10)))
+    fake.stuff(9, 98, compressed(box(0, 0, 32, 12)))
+    fake.stuff(9, 94, code(box(0, 12, 32, 12)))
+    fake.lvis(30, 8, [[1.0, 1, 9, 1, 9, 9]], file="val")
+    fake.stuff(30, 110, code(box(0, 0, 32, 24)))
+    fake.stuff(31, 182, code(box(3, 3, 9, 9)))
+    fake.lvis(42, 9, [[1.0, 1, 9, 1, 9, 9]], file="val")
+    fake.stuff(42, 165, code(box(0, 0, 32, 24)), file="val")
+    fake.stuff(43, 168, code(box(0, 0, 5, 5)), file="val")
+    return fake
+
+
+def compressed(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask as COCO's compressed run-length code."""
+    found = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"counts": found["counts"].decode(), "size": list(mask.shape)}

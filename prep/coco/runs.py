@@ -235,7 +235,8 @@ def _fill_text(code: Any, pixels: int) -> tuple[Any, int, int]:
     found = _expand(code, counts)
     if found < 0:
         return np.empty((0, 2), np.int32), found, 0
-    return _fill(counts[:found], pixels)
+    runs, why, covered = _fill(counts[:found], pixels)
+    return runs, why, covered
 
 
 def polygon_runs(polygons: list[list[float]], height: int, width: int, where: str) -> Runs:

@@ -44,6 +44,11 @@ _LEFT_OUT = 429995  # of train, by the release of ESSNet: the image has no annot
 _SPLITS = ("train", "val")
 _PLACE = re.compile(r"(?:train|val)2017/[A-Za-z0-9_-]+\.jpg")
 _LVIS_CLASSES = 1203
+_META = (
+    "pos_classes: outlined by LVIS on the image; neg_classes: checked and absent; not_exhaustive_classes: outlined in "
+    "part; LVIS did not check any other of classes 0 to 1202 there, so no pixel is evidence against those; "
+    "lvis false: it checked none"
+)
 # The annotation files that each split of each protocol needs: LVIS's and the stuff files, by split.
 _NEEDS = {
     ("essnet", "train"): (("train",), ("train",)),
@@ -166,7 +171,7 @@ ROOT/annotations/stuff_{train,val}2017.json                COCO stuff annotation
 
 def _describe(images: str, overlap: str, labels: str) -> dict[str, Any]:
     """What evaluation, the manifest and the card say of a build."""
-    found: dict[str, Any] = {"name": images, "overlap": overlap, "labels": labels}
+    found: dict[str, Any] = {"name": images, "overlap": overlap, "labels": labels, "meta": _META}
     if images == "essnet":
         found["left_out"] = [_LEFT_OUT]
     if labels == "essnet-published":

@@ -41,7 +41,7 @@ def bitmap(runs: Runs, height: int, width: int) -> NDArray[np.uint8]:
     return flat.reshape(width, height).T
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(polygons=st.lists(POLYGONS, min_size=1, max_size=3), height=SIDES, width=SIDES)
 def test_polygons_equal_pycocotools(polygons: list[list[float]], height: int, width: int) -> None:
     want = coco.decode(coco.merge(coco.frPyObjects(polygons, height, width)))

@@ -159,7 +159,7 @@ ROOT/{train,val,test}.txt               optional lists instead of split folders:
 ROOT/tags/[<split>/]**/x.txt            optional, for images without a label: class names, one a line
 splits: the lists; else the folders train, val, test and others that labels/ has too; else one, "all\""""
     source = "your own"
-    terms = "your own; say in the card's place who may use it"
+    terms = "your own"
 
     @property
     def title(self) -> str:

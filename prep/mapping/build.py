@@ -103,12 +103,16 @@ def _doubts(
 
 
 def _reason(finding: Finding, option: Option | None, owners: Pairs[str, object]) -> str:
+    if option is not None and finding.decided:
+        return "reviewed: a near synset stands in for its own, of which there are no images"
+    if option is not None and option.rule == "close":
+        return "mapped, but another meaning comes near"
     if option is not None:
-        return {"close": "mapped, but another meaning comes near"}.get(
-            option.rule, f"mapped by {option.rule}: no images of its likeliest meaning"
-        )
+        return f"mapped by {option.rule}: no images of its likeliest meaning"
     if any(other.wnid in owners for other in finding.options):
         return "not mapped: another class has its synset"
+    if finding.decided:
+        return "reviewed: nothing with images fits"
     if finding.meaning is not None:
         return "not mapped: no images of its likeliest meaning or near it"
-    return "not mapped: a person found nothing fitting" if finding.note and not finding.candidates else "not mapped"
+    return f"not mapped: {finding.note}"

@@ -51,6 +51,7 @@ CONTEST = ("exact", "synonyms", "only-sense", "lemma", "override", "close", "hyp
 CLEAR = 1.0  # lead in cost from which a meaning is called clear
 HYPONYM_DEPTH = 2
 HYPERNYM_DEPTH = 1
+NO_NOUN = "WordNet has no such noun"
 DEEPEST = 20  # no noun lies deeper under entity
 
 
@@ -109,6 +110,7 @@ class Finding:
         meaning: the synset that the class is taken to mean, whether the source has it or not.
         candidates: the meanings of its name, likeliest first, for a person's eye.
         note: why there is no option, or none that is plain.
+        decided: whether a person decided it.
     """
 
     target: Target
@@ -116,6 +118,7 @@ class Finding:
     meaning: str | None = None
     candidates: tuple[Candidate, ...] = ()
     note: str = ""
+    decided: bool = False
 
 
 def find(words: WordNet, target: Target, source: Collection[str], override: Override | None = None) -> Finding:
@@ -126,7 +129,7 @@ def find(words: WordNet, target: Target, source: Collection[str], override: Over
         return _exact(words, target, source, target.wnid)
     found = _candidates(words, target.name, source)
     if not found:
-        return Finding(target, note="WordNet has no such noun")
+        return Finding(target, note=NO_NOUN)
     best = _best(found, source)
     wnid = best.synset.wnid
     if wnid not in source:
@@ -141,7 +144,7 @@ def find(words: WordNet, target: Target, source: Collection[str], override: Over
 def _decided(words: WordNet, target: Target, source: Collection[str], override: Override) -> Finding:
     """A class that a person looked at."""
     if not override.wnids:
-        return Finding(target, note=override.why)
+        return Finding(target, note=override.why, decided=True)
     meaning = override.wnids[0]
     options = tuple(_option(words, target, wnid, "override") for wnid in override.wnids if wnid in source)
     if not options and override.near in source:
@@ -149,7 +152,7 @@ def _decided(words: WordNet, target: Target, source: Collection[str], override: 
         options = (_option(words, target, override.near, rule),)
     elif not options and not override.near:
         options = tuple(_near(words, target, meaning, source))
-    return Finding(target, options, meaning, note=override.why)
+    return Finding(target, options, meaning, note=override.why, decided=True)
 
 
 def _exact(words: WordNet, target: Target, source: Collection[str], wnid: str) -> Finding:

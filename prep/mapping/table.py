@@ -147,7 +147,7 @@ def describe_mapping(mapping: Mapping) -> str:
         *_table((rule, rules[rule], _confidence(mapping.pairs, rule)) for rule in ORDER if rules[rule]),
     ]
     if mapping.doubts:
-        lines.append("for a person to look at:")
+        lines.append("classes without a plain pair, listed with their meanings for a person:")
         lines += [f"  {count:>5} {reason}" for reason, count in sorted(doubtful.items())]
     return "\n".join(lines)
 

@@ -126,6 +126,7 @@ def test_a_polygon_of_too_many_border_points_is_refused_before_anything_is_alloc
         ([], "does not fill"),
         ([-1, 201], "negative count"),
         ([1 << 62, 1 << 62], "does not fill"),
+        ([1 << 62] * 4 + [200], "does not fill"),  # 200 in all where 64 bits wrap
         ([1 << 70], "beyond 64 bits"),
         ("", "does not fill"),
         ("00", "does not fill"),

@@ -143,15 +143,17 @@ class Remapped:
     def _map_meta(self, meta: Mapping[str, Any], merged: Counter[int]) -> Mapping[str, Any]:
         """Meta with its lists of class indices mapped.
 
-        A class is known to be absent (`neg_classes`) only where all classes that become it are; it is not labelled
-        exhaustively (`not_exhaustive_classes`) where one of them is not.
+        A class is outlined (`pos_classes`) where one of the classes that become it is, and not exhaustively so
+        (`not_exhaustive_classes`) where one of them is not; it is known to be absent (`neg_classes`) only where all
+        of them are.
         """
         mapped = dict(meta)
         if "neg_classes" in mapped:
             absent = Counter(self.map.targets[index] for index in set(mapped["neg_classes"]))
             mapped["neg_classes"] = sorted(t for t in absent if t != IGNORE and absent[t] == merged[t])
-        if "not_exhaustive_classes" in mapped:
-            mapped["not_exhaustive_classes"] = self._shown(mapped["not_exhaustive_classes"])
+        for name in ("pos_classes", "not_exhaustive_classes"):
+            if name in mapped:
+                mapped[name] = self._shown(mapped[name])
         return mapped
 
     def decode_label(self, data: bytes, where: str, facts: Any) -> UInt16 | DecodedLabel:

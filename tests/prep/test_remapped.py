@@ -49,7 +49,7 @@ class Toy(BaseReader):
         return ("train",)
 
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:
-        meta = {"neg_classes": [1, 3, 4], "not_exhaustive_classes": [2, 4], "licence": 7}
+        meta = {"pos_classes": [0, 4], "neg_classes": [1, 3, 4], "not_exhaustive_classes": [2, 4], "licence": 7}
         yield RawSample("a", root / "a.jpg", weak=(0, 2, 4), meta=meta)
         yield RawSample("b", root / "b.jpg", weak=None)
 
@@ -85,7 +85,12 @@ def test_merged_classes_weak_labels_and_meta(tmp_path: Path) -> None:
     first, second = reader.samples(tmp_path, "train")
     assert first.weak == (0, 1)
     # van may be there, so "car" is not known to be absent; cat and dog both are
-    assert first.meta == {"neg_classes": [1], "not_exhaustive_classes": [0, 1], "licence": 7}
+    assert first.meta == {
+        "pos_classes": [1],  # road is void now; one of the pets is enough
+        "neg_classes": [1],
+        "not_exhaustive_classes": [0, 1],
+        "licence": 7,
+    }
     assert (second.weak, dict(second.meta)) == (None, {})
 
 

@@ -117,6 +117,19 @@ def test_descendants_are_kinds_of_their_class() -> None:
     assert len(made.pairs) > 10_000
 
 
+def test_descendants_are_no_surer_than_their_class() -> None:
+    made = map_classes("imagenet21k", "ade20k", descendants=True, overrides=False)
+    own = {pair.class_id: pair for pair in made.pairs if pair.rule not in FURTHER}
+    below = [pair for pair in made.pairs if pair.rule == "descendant" and pair.class_id in own]
+    seen = set()
+    for pair in below:
+        parent = own[pair.class_id]
+        loose = parent.rule in ("hyponym", "hypernym")
+        assert pair.confidence == (0.9 if loose else min(0.9, parent.confidence))
+        seen.add(parent.rule)
+    assert {"synonyms", "lemma", "close", "hyponym"} <= seen
+
+
 def test_synsets_of_the_table_are_used_as_they_stand() -> None:
     made = mapping("cocolvis")
     table = rows("cocolvis-1284")

@@ -208,7 +208,7 @@ def real_images(root: Path, copies: int) -> tuple[int, float] | None:
 
 def estimate(folder: Path, workers: int) -> str:
     """What 14 million real images would take on this machine, from some thousands of them, as lines."""
-    images = real_images(folder / "in", 100)
+    images = real_images(folder / "in", 400)
     if images is None:
         return "no real samples at hand (SEGSHARDS_DATA): no estimate"
     count, mean = images

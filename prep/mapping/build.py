@@ -93,13 +93,13 @@ def _doubts(
         reason = _reason(finding, option, owners)
         wnid = option.wnid if option else ""
         meanings = [(c.synset.wnid, f"{c.cost:g}") for c in finding.candidates[:MOST_MEANINGS]]
-        if wnid and wnid not in {known for known, _ in meanings}:
-            meanings.insert(0, (wnid, ""))
+        shown = {known for known, _ in meanings}
+        meanings[:0] = [(known, "") for known in dict.fromkeys((wnid, finding.meaning)) if known and known not in shown]
         for known, cost in meanings or [("", "")]:
             name, lemmas = _words(words, known)
             gloss = load_glosses().get(known, "")
             row = (reason, known, int(known == wnid != ""), int(known in source), cost, name, lemmas, gloss)
-            yield Doubt(finding.target.index, finding.target.name, *row)
+            yield Doubt(finding.target.index, finding.target.name, *row, finding.note)
 
 
 def _reason(finding: Finding, option: Option | None, owners: Pairs[str, object]) -> str:

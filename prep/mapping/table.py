@@ -48,6 +48,8 @@ class Doubt:
         chosen: 1 for the synset that the mapping uses, else 0.
         images: 1 where the source has the synset, else 0.
         cost: as in `prep.mapping.meaning`; empty where the synset was not found by its name.
+        gloss: its definition, where it is among the 21,841.
+        note: what the rules or a person say of the class.
     """
 
     class_id: int
@@ -60,6 +62,7 @@ class Doubt:
     synset: str
     lemmas: str
     gloss: str
+    note: str
 
 
 @dataclass(frozen=True)

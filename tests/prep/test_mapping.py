@@ -180,7 +180,12 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert b"\r" not in path.read_bytes()
     doubts = tsv(review_path(path))
     assert review_path(path) == tmp_path / "deep" / "map.review.tsv"
-    assert {"class_id", "class", "reason", "wnid", "chosen", "images", "synset", "lemmas", "gloss"} <= set(doubts[0])
+    assert {"class_id", "class", "reason", "wnid", "chosen", "images", "synset", "lemmas", "gloss", "note"} <= set(
+        doubts[0]
+    )
+    earth = next(row for row in doubts if row["class"] == "earth, ground")
+    assert (earth["wnid"], earth["chosen"], earth["images"]) == ("n14842992", "0", "0")
+    assert "loose soft material" in earth["note"]
 
 
 def test_every_class_without_a_plain_pair_is_listed_for_a_person() -> None:

@@ -65,8 +65,30 @@ def _head(m: Manifest, quarantined: int) -> str:
         f"# {m.title}\n\nA shard set of `{m.dataset}`, made by segshards (format version {m.format_version}).\n\n"
         f"- Source: {m.source}\n- Terms of the source: {m.terms}\n"
         f"- {len(m.class_table)} classes; void pixels belong to none\n"
-        f"- Images and labels resized by the same filter: `{m.filter}`\n{lost if quarantined else ''}"
+        f"- Images and labels resized by the same filter: `{m.filter}`\n{_choices(m)}{lost if quarantined else ''}"
     )
+
+
+def _choices(m: Manifest) -> str:
+    """What was chosen for this build and what its labels and metadata mean, as the manifest has it."""
+    asked = m.settings.get("options")
+    options = asked.items() if isinstance(asked, dict) else ()
+    lines = [f"- `--{name}` {value}\n" for name, value in options]
+    if isinstance(m.settings.get("weak"), str):
+        lines.append(f"- Pixel labels were turned into image-level labels, for {m.settings['weak']}\n")
+    return "".join([*lines, *_facts(m.protocol, "")])
+
+
+def _facts(values: Mapping[str, object], indent: str) -> list[str]:
+    """Short values of the manifest's protocol as a list; tables of numbers stay in the manifest."""
+    lines = []
+    for name, value in values.items():
+        words = name.replace("_", " ")
+        if isinstance(value, str | bool | int):
+            lines.append(f"{indent}- {words}: {value}\n")
+        elif isinstance(value, dict) and all(isinstance(part, str) for part in value.values()):
+            lines += [f"{indent}- {words}:\n", *_facts(value, f"{indent}  ")]
+    return lines
 
 
 def _splits(m: Manifest) -> str:

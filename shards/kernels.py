@@ -15,7 +15,7 @@ IGNORE = 65535
 FINEST = 1 << 32  # weights over 2^16 on both axes
 
 
-def _jit(function: Any) -> Any:
+def jit(function: Any) -> Any:
     """Compiled at first use, the GIL released; cached on disk where there is a place that can be written."""
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
@@ -24,7 +24,7 @@ def _jit(function: Any) -> Any:
         return nb.njit(**options)(function)
 
 
-@_jit
+@jit
 def _put(ids: Any, weights: Any, start: int, used: int, id: int, weight: int) -> int:
     """Add ``weight`` to ``id`` among the ``used`` entries from ``start`` on; return how many are used now."""
     for e in range(start, start + used):
@@ -36,7 +36,7 @@ def _put(ids: Any, weights: Any, start: int, used: int, id: int, weight: int) ->
     return used + 1
 
 
-@_jit
+@jit
 def _sort(ids: Any, weights: Any, start: int, used: int) -> None:
     """Insertion sort of a cell's entries: weight falling, id rising."""
     for e in range(start + 1, start + used):
@@ -50,7 +50,7 @@ def _sort(ids: Any, weights: Any, start: int, used: int) -> None:
         weights[f + 1] = weight
 
 
-@_jit
+@jit
 def find_mixed(hard: Any, k: int, base: Any, cells: Any) -> int:
     """Fill ``base`` [h, w] with each k x k cell's first pixel; list mixed cells' flat indices; return their number.
 
@@ -86,7 +86,7 @@ def find_mixed(hard: Any, k: int, base: Any, cells: Any) -> int:
     return mixed
 
 
-@_jit
+@jit
 def find_mixed_pairs(words: Any, base: Any, cells: Any) -> int:
     """``find_mixed`` for k = 2 on little-endian words of four pixels, uint64 [H, W / 4]: two cells at a time."""
     h, w = base.shape
@@ -108,7 +108,7 @@ def find_mixed_pairs(words: Any, base: Any, cells: Any) -> int:
     return mixed
 
 
-@_jit
+@jit
 def find_mixed_fours(words: Any, base: Any, cells: Any) -> int:
     """``find_mixed`` for k = 4 on words of four pixels, uint64 [H, W / 4]: a word is a cell's row."""
     h, w = base.shape
@@ -125,7 +125,7 @@ def find_mixed_fours(words: Any, base: Any, cells: Any) -> int:
     return mixed
 
 
-@_jit
+@jit
 def count_cells(hard: Any, k: int, w: int, cells: Any, starts: Any, ids: Any, weights: Any) -> int:
     """Count the classes of each listed k x k cell; returns how many cells stay mixed (all-void partial ones do not).
 
@@ -160,7 +160,7 @@ def count_cells(hard: Any, k: int, w: int, cells: Any, starts: Any, ids: Any, we
     return kept
 
 
-@_jit
+@jit
 def _apportion(ids: Any, sums: Any, used: int, total: int, denominator: int, shares: Any) -> None:
     """Largest remainder: integer ``shares`` of ``denominator`` in proportion to ``sums``; ties to the lower id."""
     left = denominator
@@ -182,7 +182,7 @@ def _apportion(ids: Any, sums: Any, used: int, total: int, denominator: int, sha
         left -= 1
 
 
-@_jit
+@jit
 def _compare_rows(hard: Any, y0: int, ny: int, differs: Any) -> None:
     """``differs`` [W]: nonzero where a column of rows y0 to y0 + ny - 1 holds more than one class (vectorises)."""
     top = hard[y0]
@@ -193,7 +193,7 @@ def _compare_rows(hard: Any, y0: int, ny: int, differs: Any) -> None:
             differs[x] |= row[x] ^ top[x]
 
 
-@_jit
+@jit
 def _uniform(top: Any, differs: Any, x0: int, nx: int) -> bool:
     """Whether columns x0 to x0 + nx - 1 hold one class, given their first row and ``_compare_rows``."""
     odd = differs[x0]
@@ -202,7 +202,7 @@ def _uniform(top: Any, differs: Any, x0: int, nx: int) -> bool:
     return bool(odd == 0)
 
 
-@_jit
+@jit
 def _weigh_cell(hard: Any, y0: int, wy: Any, ny: int, x0: int, wx: Any, nx: int, ids: Any, sums: Any) -> int:
     """Sum the separable weights of one cell by class into ``ids`` and ``sums``; returns how many classes."""
     first = hard[y0, x0]
@@ -225,7 +225,7 @@ def _weigh_cell(hard: Any, y0: int, wy: Any, ny: int, x0: int, wx: Any, nx: int,
     return used
 
 
-@_jit
+@jit
 def weigh_cells(
     hard: Any, fy: Any, ny: Any, wy: Any, fx: Any, nx: Any, wx: Any, total: int, denominator: int, base: Any, out: Any
 ) -> int:
@@ -268,7 +268,7 @@ def weigh_cells(
     return end
 
 
-@_jit
+@jit
 def merge_cells(base: Any, slot: Any, starts: Any, ids: Any, weights: Any, k: int, unit: int, merged: Any) -> int:
     """Add up k x k cells of a soft label; cells beyond the border are void. Returns the number of entries.
 

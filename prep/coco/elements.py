@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import LayoutError
-from shards.kernels import _jit
+from shards.kernels import jit
 
 CHUNK = 8 << 20  # bytes read at once
 LARGEST = 64 << 20  # bytes of one element; a COCO annotation has some thousands
@@ -28,7 +28,7 @@ _SPACE, _QUOTE, _COMMA, _BRACKET, _BACKSLASH, _BRACE = b' ",[\\{'  # brackets cl
 _NEED, _LIST_OPENS, _BROKEN = 0, 1, 2  # why the scanner returns: end of the bytes, a list begins, not such JSON
 
 
-@_jit
+@jit
 def _skip_string(text: Any, at: int, state: Any, key: Any) -> int:
     """Where the open string ends, or the text; a string of the top-level object is kept: it may be a key."""
     while at < len(text) and state[_STRING]:
@@ -46,7 +46,7 @@ def _skip_string(text: Any, at: int, state: Any, key: Any) -> int:
     return at
 
 
-@_jit
+@jit
 def _fits(c: int, depth: int, inside: int) -> bool:
     """Whether a byte may stand outside the top-level object, or between the elements of a list."""
     if depth == 0:
@@ -54,7 +54,7 @@ def _fits(c: int, depth: int, inside: int) -> bool:
     return c <= _SPACE or c in (_COMMA, _BRACE, _BRACKET + 2)
 
 
-@_jit
+@jit
 def _open(c: int, at: int, state: Any) -> bool:
     """Note an opening bracket that ends before `at`; whether a top-level list begins with it."""
     if state[_DEPTH] == 2 and state[_LIST]:
@@ -65,7 +65,7 @@ def _open(c: int, at: int, state: Any) -> bool:
     return bool(state[_DEPTH] == 2 and state[_LIST])
 
 
-@_jit
+@jit
 def _close(at: int, state: Any, spans: Any, found: int) -> int:
     """Note a closing bracket that ends before `at`; how many spans there are now."""
     state[_DEPTH] -= 1
@@ -78,7 +78,7 @@ def _close(at: int, state: Any, spans: Any, found: int) -> int:
     return found + 1
 
 
-@_jit
+@jit
 def _scan(text: Any, at: int, state: Any, key: Any, spans: Any) -> tuple[int, int, int]:
     """Follow `text` from `at` on; fill `spans` [n, 2] with elements' (start, end).
 

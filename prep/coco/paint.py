@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prep.coco.runs import Runs
 from prep.raw import UInt16
-from shards.kernels import _jit
+from shards.kernels import jit
 
 MOST = 65_000  # annotations of an image; owners are 16-bit numbers
 _TILE = 32
@@ -35,7 +35,7 @@ class Painted:
     contested: NDArray[np.int64]
 
 
-@_jit
+@jit
 def _claim(owners: Any, runs: Any, starts: Any, order: Any, kept: Any) -> Any:
     """Paint annotations by `order` into `owners` [W * H] (0 = nobody, else position + 1); returns what is contested."""
     contested = np.empty((64, 3), np.int64)
@@ -64,7 +64,7 @@ def _claim(owners: Any, runs: Any, starts: Any, order: Any, kept: Any) -> Any:
     return contested[:found]
 
 
-@_jit
+@jit
 def _turn(owners: Any, classes: Any, hard: Any) -> None:
     """Owners counted down columns -> classes [H, W], in tiles that fit the cache."""
     height, width = hard.shape

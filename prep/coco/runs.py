@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import SampleError
-from shards.kernels import _jit
+from shards.kernels import jit
 
 Runs = NDArray[np.int32]
 FARTHEST = float(1 << 20)  # a coordinate beyond this is an error, and no integer below overflows
@@ -24,7 +24,7 @@ _FINE = 5  # COCO's subpixels a pixel; a column's centre is the third of them
 _FULL, _NEGATIVE, _BAD_CODE = -1, -2, -3
 
 
-@_jit
+@jit
 def _columns(low: int, high: int, width: int) -> tuple[int, int]:
     """First and last column whose centre lies between fine positions `low` and `high` - 1, clipped to the image."""
     first = max((low - 2 + _FINE - 1) // _FINE, 0)
@@ -32,14 +32,14 @@ def _columns(low: int, high: int, width: int) -> tuple[int, int]:
     return first, last
 
 
-@_jit
+@jit
 def _row(fine: int, height: int) -> int:
     """The first row whose centre lies at or below the fine position, as COCO rounds and clips it."""
     y = (float(fine) + 0.5) / _FINE - 0.5
     return math.ceil(min(max(y, 0.0), float(height)))
 
 
-@_jit
+@jit
 def _fine_points(xy: Any, starts: Any, x: Any, y: Any) -> bool:
     """Scale coordinates to the fine grid, each polygon closed; False where one is not finite or far outside."""
     at = 0
@@ -55,7 +55,7 @@ def _fine_points(xy: Any, starts: Any, x: Any, y: Any) -> bool:
     return True
 
 
-@_jit
+@jit
 def _count(x: Any, width: int, per_column: Any) -> int:
     """How often one closed polygon's border crosses each column's centre line, shifted by one; returns the sum."""
     total = 0
@@ -69,7 +69,7 @@ def _count(x: Any, width: int, per_column: Any) -> int:
     return total
 
 
-@_jit
+@jit
 def _steep(c: int, xs: int, slope: float, length: int) -> int:
     """The step t along a steep edge between which and t + 1 the border passes from fine column c to c + 1 or back."""
     t = min(max(int((c + 0.5 - xs) / slope), 0), length - 1)
@@ -86,7 +86,7 @@ def _steep(c: int, xs: int, slope: float, length: int) -> int:
     return t
 
 
-@_jit
+@jit
 def _cross(x: Any, y: Any, width: int, height: int, ends: Any, rows: Any) -> None:
     """Put the row of every crossing into its column's part of `rows`; `ends` moves along as they fill."""
     for j in range(len(x) - 1):
@@ -109,7 +109,7 @@ def _cross(x: Any, y: Any, width: int, height: int, ends: Any, rows: Any) -> Non
             ends[column] += 1
 
 
-@_jit
+@jit
 def _toggle(starts: Any, rows: Any, height: int, out: Any) -> int:
     """Each column's rows, sorted, in pairs -> runs (start, end), touching ones joined; returns how many."""
     found = 0
@@ -133,7 +133,7 @@ def _toggle(starts: Any, rows: Any, height: int, out: Any) -> int:
     return found
 
 
-@_jit
+@jit
 def _polygon(x: Any, y: Any, height: int, width: int) -> tuple[Any, int]:
     """Runs of one closed polygon on the fine grid, and how many; -1 where it has too many border points."""
     starts = np.zeros(width + 1, np.int64)
@@ -149,7 +149,7 @@ def _polygon(x: Any, y: Any, height: int, width: int) -> tuple[Any, int]:
     return out, _toggle(starts, rows, height, out)
 
 
-@_jit
+@jit
 def _join(runs: Any) -> Any:
     """The union of runs that may overlap, sorted; touching ones joined."""
     order = np.sort((runs[:, 0].astype(np.int64) << 32) | runs[:, 1])
@@ -165,7 +165,7 @@ def _join(runs: Any) -> Any:
     return out[:found]
 
 
-@_jit
+@jit
 def _polygons(xy: Any, starts: Any, height: int, width: int) -> tuple[Any, int]:
     """Runs of the union of polygons and 0, or the reason why there are none."""
     count = len(starts) - 1
@@ -185,7 +185,7 @@ def _polygons(xy: Any, starts: Any, height: int, width: int) -> tuple[Any, int]:
     return union, 0
 
 
-@_jit
+@jit
 def _expand(code: Any, counts: Any) -> int:
     """COCO's compressed string -> counts; returns how many, or the reason why it is none."""
     found, at = 0, 0
@@ -210,7 +210,7 @@ def _expand(code: Any, counts: Any) -> int:
     return found
 
 
-@_jit
+@jit
 def _fill(counts: Any, pixels: int) -> tuple[Any, int, int]:
     """Counts of zeros and ones in turn -> (runs, 0 or the reason why there are none, pixels that the counts cover)."""
     out = np.empty((len(counts) // 2 + 1, 2), np.int32)
@@ -228,7 +228,7 @@ def _fill(counts: Any, pixels: int) -> tuple[Any, int, int]:
     return out[:found], 0 if at == pixels else _FULL, at
 
 
-@_jit
+@jit
 def _fill_text(code: Any, pixels: int) -> tuple[Any, int, int]:
     """`_fill` of COCO's compressed text."""
     counts = np.empty(len(code), np.int64)

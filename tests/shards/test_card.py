@@ -65,3 +65,16 @@ def test_the_printed_use_of_the_card_runs(shard_set):
     blocks = re.findall(r"```python\n(.*?)```", (shard_set / "README.md").read_text(), re.S)
     code = BLOCK + "\n".join(blocks) + "\nassert shares.shape == (16, 24, 4)\n"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=shard_set)
+
+
+def test_the_card_says_what_was_chosen_and_what_metadata_means(shard_set):
+    from shards.card import card
+    from shards.manifest import load_manifest
+
+    protocol = {"labels": "as published, with known errors", "sizes": {"car": 1.5}, "meta": {"neg_classes": "absent"}}
+    settings = {"options": {"overlap": "first"}, "weak": "windows of 512"}
+    text = card(load_manifest(shard_set).model_copy(update={"protocol": protocol, "settings": settings}))
+    assert "- labels: as published, with known errors\n- meta:\n  - neg classes: absent\n" in text
+    assert "- `--overlap` first\n" in text
+    assert "image-level labels, for windows of 512\n" in text
+    assert "1.5" not in text

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from prep.mapping import describe_mapping, describe_union, map_classes, unite, write_mapping, write_union
+from prep.mapping.matching import WAYS
 from shards.errors import SettingsError
 from shards.terminal import say
 
@@ -22,11 +23,15 @@ _CONTEXT = {"help_option_names": ["-h", "--help"]}
 @click.command("map", epilog="Example: seg-prep map imagenet21k ade20k --out i150.tsv", context_settings=_CONTEXT)
 @click.argument("source")
 @click.argument("target")
+@click.option("--descendants", is_flag=True, help="Also all kinds of a mapped synset: every breed of dog is a dog.")
 @_OUT
 @_QUIET
-def map_command(source: str, target: str, out: Path | None, quiet: bool) -> int:
-    """Map the WordNet synsets of SOURCE (imagenet21k) to the classes of the dataset TARGET."""
-    mapping = map_classes(source, target)
+def map_command(source: str, target: str, descendants: bool, out: Path | None, quiet: bool) -> int:
+    """Map the WordNet synsets of SOURCE (imagenet21k) to the classes of TARGET: a dataset, or a file of names.
+
+    With --out FILE, what a person should look at goes into a second file, FILE with .review before its suffix.
+    """
+    mapping = map_classes(source, target, descendants=descendants)
     if out is not None:
         _check_place(out)
         write_mapping(mapping, out)
@@ -36,11 +41,12 @@ def map_command(source: str, target: str, out: Path | None, quiet: bool) -> int:
 
 @click.command("union", epilog="Example: seg-prep union cocostuff ade20k --out union.tsv", context_settings=_CONTEXT)
 @click.argument("tables", nargs=-1, required=True)
+@click.option("--way", type=click.Choice(WAYS), help="How classes are matched.  [default: by the tables' own rule]")
 @_OUT
 @_QUIET
-def union_command(tables: tuple[str, ...], out: Path | None, quiet: bool) -> int:
+def union_command(tables: tuple[str, ...], way: str | None, out: Path | None, quiet: bool) -> int:
     """One class table for a mixture of the datasets TABLES; the first of them is the base."""
-    union = unite(list(tables))
+    union = unite(list(tables), way)
     if out is not None:
         _check_place(out)
         write_union(union, out)

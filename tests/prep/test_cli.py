@@ -204,3 +204,16 @@ def test_the_tools_explain_themselves(tool: str) -> None:
     text = CliRunner().invoke(command, [tool, "--help"], prog_name="seg-prep").output
     assert text.startswith(f"Usage: seg-prep {tool}")
     assert f"Example: seg-prep {tool}" in text
+
+
+def test_map_can_take_all_kinds_of_a_synset(tmp_path: Path, seg_prep: SegPrep) -> None:
+    for name, extra in (("few", ()), ("many", ("--descendants",))):
+        assert seg_prep("map", "imagenet21k", "ade20k", "--quiet", "--out", tmp_path / f"{name}.tsv", *extra)[0] == 0
+    few, many = (set((tmp_path / f"{name}.tsv").read_text().splitlines()) for name in ("few", "many"))
+    assert few < many
+    assert any(line.split("\t")[0] == "n02084071" or "\tdescendant\t" in line for line in many - few)
+
+
+def test_union_can_match_by_meaning(seg_prep: SegPrep) -> None:
+    out = seg_prep("union", "cocostuff", "ade20k", "--way", "meaning")[1]
+    assert "68 base, 82 novel of 150, matched by meaning" in out

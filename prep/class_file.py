@@ -16,8 +16,8 @@ classes.tsv says the ids: a first line with the columns id, name and (optional) 
 
 from __future__ import annotations
 
-import csv
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,10 @@ def read_class_file(root: Path) -> ClassFile:
 
 def read_rows(path: Path) -> Rows:
     """The rows of a tab-separated file by its first line's names; UserError where it is not such a file."""
-    cells = [[cell.strip() for cell in row] for row in csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)]
+    cells = [[cell.strip() for cell in line.split("\t")] for line in _lines(path)]
+    twice = [name for name, count in Counter(cells[0] if cells else ()).items() if name and count > 1]
+    if twice:
+        raise UserError(f"{path} line 1: column {twice[0][:40]} found twice; expected each once")
     rows: Rows = []
     for number, row in enumerate(cells[1:], 2):
         if len(row) > len(cells[0]):

@@ -190,7 +190,7 @@ def _bound_reader(dataset: str, root: Path, options: dict[str, Any]) -> Reader:
     reader = load_reader(dataset)
     check_root(reader, root)
     reader = reader.bind(root, dict(_reader_options(reader, options)))
-    return remapped(reader, options["classes"]) if options["classes"] else reader
+    return reader if options["classes"] is None else remapped(reader, options["classes"])
 
 
 def _reader_options(reader: Reader, options: dict[str, Any]) -> tuple[tuple[str, str], ...]:

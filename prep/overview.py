@@ -36,7 +36,8 @@ def describe_plan(plan: Plan) -> str:
     settings, reader = plan.settings, plan.reader
     lines = [f"{reader.title} under {settings.root}"]
     for split in plan.splits:
-        labels = "labelled" if split.labelled else "without labels"
+        kind = "labelled" if split.labelled else "image-level labels of pixel labels"
+        labels = kind if split.has_labels else "without pixel labels"
         lines.append(
             f"  split {split.name}: {split.samples} samples, {labels}" + (f", {split.bad} bad" if split.bad else "")
         )

@@ -56,9 +56,14 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], remedy: str) -> dict[str, 
     return found
 
 
+def is_there(folder: Path) -> bool:
+    """Whether a folder is there. A link that leads nowhere is: listing it fails, where its split would else vanish."""
+    return folder.is_dir() or folder.is_symlink()
+
+
 def first_folder(root: Path, *candidates: str) -> Path | None:
-    """The first of the folders below `root` that exists."""
-    return next((root / name for name in candidates if (root / name).is_dir()), None)
+    """The first of the folders below `root` that is there."""
+    return next((root / name for name in candidates if is_there(root / name)), None)
 
 
 def listed(path: Path) -> list[str]:

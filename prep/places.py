@@ -27,6 +27,8 @@ def read_place(place: Place | tuple[FilePart, ...], where: str) -> bytes:
         raise SampleError(f"{where}: missing file") from None
     except OSError as error:
         raise SampleError(f"{where}: unreadable file: {error.strerror}") from None
+    except ValueError:  # a name that no file can have
+        raise SampleError(f"{where}: missing file") from None
 
 
 def _read_file(path: Path, where: str) -> bytes:
@@ -65,16 +67,21 @@ def place_name(place: Place | tuple[FilePart, ...], root: Path) -> str:
     if isinstance(place, tuple):
         return ", ".join(dict.fromkeys(relative(part.path, root) for part in place)) or "no annotation"
     if isinstance(place, FilePart):
-        return relative(place.path, root) + (f"/{place.name}" if place.name else "")
+        return relative(place.path, root) + (f"/{printable(place.name)}" if place.name else "")
     return relative(place, root)
 
 
 def relative(path: Path, root: Path) -> str:
     """A path below the root, with forward slashes."""
     try:
-        return path.relative_to(root).as_posix()
+        return printable(path.relative_to(root).as_posix())
     except ValueError:
-        return path.name
+        return printable(path.name)
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file's name that are not UTF-8 become `\\udcff`, as Python shows them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def place_size(place: Place) -> int:
@@ -83,5 +90,5 @@ def place_size(place: Place) -> int:
         return place.length
     try:
         return place.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return -1

@@ -17,7 +17,7 @@ from shards.errors import LayoutError
 
 Folders = tuple[Path | None, ...]
 Names = dict[str, list[Path]]  # {stem: files}
-_Identity = tuple[int, int]  # device and inode
+Identity = tuple[int, int]  # device and inode
 
 
 def walk(trees: Sequence[Path | None]) -> Iterator[tuple[str, tuple[list[Path], ...]]]:
@@ -28,13 +28,13 @@ def walk(trees: Sequence[Path | None]) -> Iterator[tuple[str, tuple[list[Path], 
         Files before subfolders, both sorted. Names that begin with a dot are left out.
 
     Raises:
-        LayoutError: a folder that cannot be listed, or a symlink loop.
+        LayoutError: a folder that cannot be listed, a link to a folder that leads nowhere, or a symlink loop.
     """
-    above: tuple[frozenset[_Identity], ...] = (frozenset(),) * len(trees)
-    pending: list[tuple[str, Folders, tuple[frozenset[_Identity], ...]]] = [("", tuple(trees), above)]
+    above: tuple[frozenset[Identity], ...] = (frozenset(),) * len(trees)
+    pending: list[tuple[str, Folders, tuple[frozenset[Identity], ...]]] = [("", tuple(trees), above)]
     while pending:
         prefix, folders, above = pending.pop()
-        above = tuple(_descend(folder, ids) for folder, ids in zip(folders, above, strict=True))
+        above = tuple(descend(folder, ids) if folder else ids for folder, ids in zip(folders, above, strict=True))
         listings = [_listing(folder) for folder in folders]
         for stem in sorted({stem for files, _ in listings for stem in files}):
             yield prefix + stem, tuple(files.get(stem, []) for files, _ in listings)
@@ -59,7 +59,7 @@ def _listing(folder: Path | None) -> tuple[Names, dict[str, Path]]:
         path = Path(entry.path)
         if entry.name.startswith("."):
             continue
-        if _is_folder(entry):
+        if _is_folder(entry) or (entry.is_symlink() and not path.suffix and not path.exists()):
             below[entry.name] = path
         else:
             files.setdefault(path.stem, []).append(path)
@@ -73,10 +73,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _descend(folder: Path | None, above: frozenset[_Identity]) -> frozenset[_Identity]:
-    """The folders above what is in `folder`, itself included."""
-    if folder is None:
-        return above
+def descend(folder: Path, above: frozenset[Identity]) -> frozenset[Identity]:
+    """The folders above what is in `folder`, itself included; LayoutError where it leads back to one of them."""
     try:
         status = folder.stat()
     except OSError as error:

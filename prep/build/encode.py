@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from prep.build.shardfile import Blocks
 from prep.decode import SourceImage, decode_source
-from prep.places import place_name, read_place
+from prep.places import place_name, printable, read_place
 from prep.raw import DecodedLabel, RawSample, Reader, UInt16
 from prep.weak import shown_classes, windows
 from shards import IGNORE
@@ -107,7 +107,7 @@ def encode_sample(job: Job, split: str, sample: RawSample) -> list[EncodedSample
             return list(_encode(job, split, sample, prefix))
     except (SampleError, SettingsError) as error:  # SettingsError: a key that tar headers cannot hold
         name = place_name(sample.image, job.root)
-        return [BadSample(sample.key, split, name, str(error).removeprefix(prefix))]
+        return [BadSample(printable(sample.key), split, name, printable(str(error).removeprefix(prefix)))]
 
 
 def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> list[EncodedSample]:

@@ -31,13 +31,15 @@ class SplitPlan:
 
     Attributes:
         samples: how many there are.
-        labelled: whether any has a label; a split without any stores images alone.
+        has_labels: whether any has a pixel label in the source; then all must, or (with `--weak`) say what they show.
+        labelled: whether pixel labels are stored: where there are some, but with `--weak`.
         bad: samples of which the reader, or the duplicates below, say that they cannot be used.
         duplicates: {position: why} of samples whose key has come before.
     """
 
     name: str
     samples: int
+    has_labels: bool
     labelled: bool
     bad: int
     duplicates: Mapping[int, str] = field(default_factory=dict)
@@ -102,7 +104,8 @@ class Plan:
         count = 0
         for sample in islice(self.reader.samples(self.settings.root, split.name), split.samples):
             why = split.duplicates.get(count)
-            if split.labelled and sample.label is None and sample.problem is None:
+            told = sample.label is not None or (sample.weak is not None and not split.labelled)
+            if split.has_labels and not told and sample.problem is None:
                 why = why or "no label, while other samples of its split have one"
             yield replace(sample, problem=why) if why else sample
             count += 1
@@ -162,7 +165,8 @@ def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._
             f"split '{name}' under {settings.root} holds no samples: expected some; choose another --split"
         )
     duplicates = _find_duplicates(reader, settings, name, np.frombuffer(keys, np.int64))
-    return SplitPlan(name, len(keys), labelled > 0 and not settings.weak, bad + len(duplicates), duplicates), total
+    stored = labelled > 0 and not settings.weak
+    return SplitPlan(name, len(keys), labelled > 0, stored, bad + len(duplicates), duplicates), total
 
 
 def _find_duplicates(
@@ -198,5 +202,5 @@ def _add_to_digest(digest: hashlib._Hash, settings: Settings, split: str, sample
         parts.append("" if place is None else "end")
     if sample.facts is not None or sample.weak is not None or sample.meta:
         parts.append(repr((sample.facts, sample.weak, dict(sample.meta))))
-    digest.update("\0".join(parts).encode(errors="surrogateescape") + b"\n")
+    digest.update("\0".join(parts).encode(errors="backslashreplace") + b"\n")
     return total

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prep.indexed import decode_indices
-from prep.pairs import first_folder, paired
+from prep.pairs import IMAGES, first_folder, is_there, paired
 from prep.raw import BaseReader, RawSample, UInt16
 from prep.taxonomy import load_classes, load_remap
 from shards.classes import ClassTable
@@ -44,7 +44,7 @@ ROOT/release_test/testing/ADE_test_*.jpg                                  (optio
         found = [
             split
             for split, folder in _LABELLED.items()
-            if (base / "images" / folder).is_dir() or (base / "annotations" / folder).is_dir()
+            if is_there(base / "images" / folder) or is_there(base / "annotations" / folder)
         ]
         if _test_images(root):
             found.append("test")
@@ -75,7 +75,11 @@ def _base(root: Path) -> Path:
 def _test_images(root: Path) -> Path | None:
     """The folder of the test images, beside or in the release's own folder."""
     found = (first_folder(folder, *_TEST) for folder in (root, _base(root)))
-    return next((folder for folder in found if folder and any(folder.glob("*.jpg"))), None)
+    return next((folder for folder in found if folder and (not folder.exists() or _has_images(folder))), None)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGES for path in folder.iterdir())
 
 
 READER = Ade20k()

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from prep.decode import load_pixels, open_header, png_depth
-from prep.pairs import paired
+from prep.pairs import is_there, paired
 from prep.raw import BaseReader, RawSample, UInt16, clean_key
 from prep.taxonomy import load_classes, load_remap
+from prep.trees import Identity, descend
 from shards.classes import ClassTable
 from shards.errors import LayoutError, SampleError
 
@@ -51,7 +52,7 @@ or the preprocessed form:
         base = _base(root)
         forms = (_FULL,) if (base / _FULL).is_dir() else (_IMAGES, _LABELS)
         found = tuple(
-            split for split, folder in _SPLITS.items() if any((base / form / folder).is_dir() for form in forms)
+            split for split, folder in _SPLITS.items() if any(is_there(base / form / folder) for form in forms)
         )
         if found:
             return found
@@ -75,7 +76,7 @@ or the preprocessed form:
         yield from paired(base / _IMAGES / folder, base / _LABELS / folder, remedy, ".tif")
 
     def decode_label(self, data: bytes, where: str, facts: Any = None) -> UInt16:
-        if where.endswith(".tif"):
+        if where.lower().endswith(".tif"):
             return load_remap("ade20k-full-848_to_847", self.name).apply(_decode_tif(data, where), where)
         return load_remap("ade20k-full-3689_to_847", self.name).apply(_decode_seg(data, where), where)
 
@@ -85,20 +86,29 @@ def _base(root: Path) -> Path:
 
 
 def _in_tree(top: Path, split: str) -> Iterator[RawSample]:
-    """Every <name>.jpg and <name>_seg.png below `top`; links to folders are not followed, so none can lead in rings."""
-    empty = True
-    for folder, below, names in os.walk(top, followlinks=False):
+    """Every <name>.jpg and <name>_seg.png below `top`; linked folders are followed, and no folder is passed over."""
+    empty, above = True, dict[Path, frozenset[Identity]]()
+    for folder, below, names in os.walk(top, onerror=_refuse_unlisted, followlinks=True):
+        place = Path(folder)
+        above[place] = descend(place, above.get(place.parent, frozenset()))
+        for name in names:
+            if "." not in name:  # no file of the release is called so; a link that leads nowhere may be
+                descend(place / name, frozenset())
         images = {name.removesuffix(_JPG) for name in names if name.endswith(_JPG)}
         labels = {name.removesuffix(_SEG) for name in names if name.endswith(_SEG)}
         below[:] = sorted(set(below) - images)  # <name>/ holds the masks of single objects
         for stem in sorted(images | labels):
             empty = False
-            yield RawSample(clean_key(stem), Path(folder, stem + _JPG), Path(folder, stem + _SEG))
+            yield RawSample(clean_key(stem), place / f"{stem}{_JPG}", place / f"{stem}{_SEG}")
     if empty:
         raise LayoutError(
             f"no *{_JPG} or *{_SEG} found under {top}: expected <scene>/<name>{_JPG}; unpack the release there, "
             f"or leave {split} out with --split"
         )
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    raise LayoutError(f"{error.filename} cannot be listed ({error.strerror}): expected a folder that can be read")
 
 
 def _decode_seg(data: bytes, where: str) -> UInt16:

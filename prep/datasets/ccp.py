@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from prep.matfile import load_variable
-from prep.pairs import listed
+from prep.pairs import is_there, listed
 from prep.places import read_place
 from prep.raw import BaseReader, RawSample, UInt16, clean_key
 from prep.taxonomy import Remap, load_classes
@@ -60,8 +60,12 @@ ROOT/{pixel_train,pixel_val,image_level}.txt   optional lists of stems: splits t
                 )
         found = tuple(split for split, name in _LISTS.items() if (root / name).is_file())
         if not found:
-            found = ("train", "val") if (root / _PIXELS).is_dir() else ()
-            found += ("weak",) if (root / _TAGS).is_dir() else ()
+            found = ("train", "val") if is_there(root / _PIXELS) else ()
+            found += ("weak",) if is_there(root / _TAGS) else ()
+        if not found:
+            raise LayoutError(
+                f"neither {_PIXELS}/ nor {_TAGS}/ found under {root}: expected one of them; get the repository again"
+            )
         return found
 
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:

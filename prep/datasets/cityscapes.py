@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from prep.indexed import decode_indices
+from prep.pairs import is_there
 from prep.raw import BaseReader, RawSample, UInt16, clean_key
 from prep.taxonomy import load_classes, load_remap
 from shards import IGNORE
@@ -64,7 +65,7 @@ ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png   (op
                 "leftImg8bit/<split>/<city>/*_leftImg8bit.png; point --root at the folder that "
                 "holds leftImg8bit and gtFine"
             )
-        found = tuple(split for split in _SPLITS if (images / split).is_dir())
+        found = tuple(split for split in _SPLITS if is_there(images / split))
         if not found:
             raise LayoutError(
                 f"{images} holds none of the splits {', '.join(_SPLITS)}: expected "
@@ -91,7 +92,9 @@ ROOT/gtFine/{train,val}/<city>/<city>_<seq>_<frame>_gtFine_instanceIds.png   (op
 
     @staticmethod
     def _stems(folder: Path, suffix: str) -> set[tuple[str, str]]:
-        return {(path.parent.name, path.name[: -len(suffix)]) for path in folder.glob(f"*/*{suffix}")}
+        cities = [path for path in folder.iterdir() if is_there(path)] if is_there(folder) else []
+        files = (path for city in cities for path in city.iterdir())  # not glob, which passes over what it cannot list
+        return {(path.parent.name, path.name[: -len(suffix)]) for path in files if path.name.endswith(suffix)}
 
     @staticmethod
     def _sample(root: Path, split: str, city: str, stem: str) -> RawSample:

@@ -51,7 +51,7 @@ import numpy as np
 from prep.class_file import ClassFile, read_class_file
 from prep.decode import load_pixels, open_header, png_depth
 from prep.indexed import decode_indices
-from prep.pairs import listed
+from prep.pairs import is_there, listed
 from prep.places import read_place, relative
 from prep.raw import BaseReader, RawSample, UInt16, clean_key
 from prep.taxonomy import ColourRemap, Remap
@@ -100,7 +100,7 @@ class _Place:
     @property
     def mixed(self) -> bool:
         """Whether there may be both pixel labels and tags."""
-        return self.trees[1].is_dir() and self.trees[2].is_dir()
+        return is_there(self.trees[1]) and is_there(self.trees[2])
 
     def files(self) -> Iterator[_Files]:
         """The files of every stem, sorted, or in the list's order; stems that the list names may have none."""
@@ -114,7 +114,7 @@ class _Place:
             yield found.get(stem) or _Files(stem, [], [], [])
 
     def _walk(self) -> Iterator[_Files]:
-        for stem, (images, labels, tags) in walk([tree if tree.is_dir() else None for tree in self.trees]):
+        for stem, (images, labels, tags) in walk([tree if is_there(tree) else None for tree in self.trees]):
             files = _Files(
                 stem,
                 [path for path in images if path.suffix.lower() in _IMAGES],
@@ -135,7 +135,7 @@ class _Place:
             )
         if self.split == "test" and not any(files.labels or files.tags for files in self.files()):
             return False
-        if not any(tree.is_dir() for tree in self.trees[1:]):
+        if not any(is_there(tree) for tree in self.trees[1:]):
             raise LayoutError(
                 f"neither {labels}/ nor {tags}/ found under {self.root}: expected {labels}/x.png for {images}/x.jpg; "
                 "only test goes without labels"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from prep.indexed import decode_indices
-from prep.pairs import paired
+from prep.pairs import is_there, paired
 from prep.raw import BaseReader, RawSample, UInt16
 from prep.taxonomy import load_classes, load_remap
 from shards import IGNORE
@@ -45,7 +45,7 @@ ROOT/testing/image_2/000000_10.png       (unlabelled)"""
         return load_classes("cityscapes-19")
 
     def splits(self, root: Path) -> tuple[str, ...]:
-        found = tuple(split for split, name in _FOLDERS.items() if (root / name).is_dir())
+        found = tuple(split for split, name in _FOLDERS.items() if is_there(root / name))
         if not found:
             raise LayoutError(
                 f"neither training/ nor testing/ found under {root}: expected the KITTI layout "

@@ -164,8 +164,10 @@ def _with_sbd(root: Path, base: Path, split: str, own: list[str]) -> Iterator[Ra
             f"neither SegmentationClassAug/ nor SBD's benchmark_RELEASE/dataset/cls/ found under {root} or {base}: "
             "--aug needs one of them; unpack SBD's benchmark.tgz there"
         )
-    mine = set(own)
-    stems = _stems(aug_list) if aug_list else sorted((mine | _sbd_stems(maps, sbd)) - val)
+    mine, added = set(own), _sbd_stems(maps, sbd)
+    if not added:
+        raise LayoutError(f"no *.png found in {maps}: --aug needs SBD's labels; unpack them there again")
+    stems = _stems(aug_list) if aug_list else sorted((mine | added) - val)
     for stem in stems:
         label = base / "SegmentationClass" / f"{stem}.png" if stem in mine else _aug_label(maps, sbd, stem)
         problem = f"in the val split, which {aug_list.name} must not hold" if aug_list and stem in val else None

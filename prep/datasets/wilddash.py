@@ -82,8 +82,8 @@ or release 1:
 
 def _first(root: Path) -> Path | None:
     """The folder of release 1's images and labels, which lie side by side."""
-    folders = (first_folder(root, *_FIRST), root)
-    return next((f for f in folders if f and any(f.glob(f"*{_IMAGE[:-4]}*.png"))), None)
+    named = first_folder(root, *_FIRST)
+    return next((f for f in (named, root) if f and any(f.glob(f"*{_IMAGE[:-4]}*.png"))), named)
 
 
 def _second(root: Path) -> Path | None:

@@ -196,11 +196,15 @@ def test_folders_of_single_objects_are_not_searched(tmp_path: Path) -> None:
     assert len(list(FULL.samples(root, "train"))) == 3
 
 
-def test_links_that_lead_in_rings_are_not_followed(tmp_path: Path) -> None:
+def test_links_are_followed_and_rings_refused(tmp_path: Path) -> None:
     root = fake_ade20k_full(tmp_path / "r")
     top = root / "ADE20K_2021_17_01/images/ADE/training"
-    (top / "urban" / "ring").symlink_to(top, target_is_directory=True)
+    (top / "urban").rename(tmp_path / "urban")
+    (top / "urban").symlink_to(tmp_path / "urban", target_is_directory=True)
     assert len(list(FULL.samples(root, "train"))) == 3
+    (top / "urban" / "ring").symlink_to(top, target_is_directory=True)
+    with pytest.raises(LayoutError, match=r"ring.* is a symlink that leads back to a folder above it"):
+        list(FULL.samples(root, "train"))
 
 
 @pytest.mark.parametrize("folder", ["images/training/a/abbey", "ADE20K_2016_07_26/images/training/a/abbey"])

@@ -219,20 +219,22 @@ def test_another_class_table_is_another_build(tmp_path: Path, monkeypatch: pytes
         run_build("camvid", root, tmp_path / "out")
 
 
-@pytest.mark.parametrize("weak", [False, True])
-def test_a_labelled_split_holds_labels_only(tmp_path: Path, weak: bool) -> None:
+@pytest.mark.parametrize(("weak", "tags", "stored"), [(False, (0,), False), (True, (0,), True), (True, None, False)])
+def test_a_labelled_split_holds_labels_only(
+    tmp_path: Path, weak: bool, tags: tuple[int, ...] | None, stored: bool
+) -> None:
     """A sample without a label among labelled ones would be read as one whose label is lost; tags may be mixed."""
 
     @dataclass(frozen=True)
     class Mixed(Counting):
         def samples(self, root: Path, split: str) -> Iterator[RawSample]:
             for sample in super().samples(root, split):
-                yield replace(sample, label=None, weak=(0,)) if sample.key == "s02" else sample
+                yield replace(sample, label=None, weak=tags) if sample.key == "s02" else sample
 
     root = counting(tmp_path, 4)
     settings = Settings("many", root, scales=Scale.parse_many("1"), weak=weak)
     outcome = build(Mixed(4), settings, tmp_path / "out", quiet=True)
     assert [(bad.key, bad.reason) for bad in outcome.bad] == (
-        [] if weak else [("s02", "no label, while other samples of its split have one")]
+        [] if stored else [("s02", "no label, while other samples of its split have one")]
     )
     assert not list(verify(tmp_path / "out"))

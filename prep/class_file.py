@@ -94,6 +94,16 @@ def read_rows(path: Path) -> Rows:
     return rows
 
 
+def is_void(name: str, where: str) -> bool:
+    """Whether a name says void; UserError where it nearly does, since a class of that name is hardly meant."""
+    if name != VOID and name.casefold() == VOID:
+        raise UserError(
+            f"{where}: '{name}' found; expected {VOID}, in lower case, for what counts for nothing; call a class that "
+            "does count by another name"
+        )
+    return name == VOID
+
+
 def read_colour(text: str, where: str) -> Colour | None:
     """ "128,64,0" -> (128, 64, 0); None where there is nothing; UserError for anything else."""
     plain = text.replace(" ", "")
@@ -156,7 +166,7 @@ def _class_file(path: Path, entries: list[_Entry]) -> ClassFile:
             if first != entry.line and what != VOID:
                 kind = "id" if what == entry.id else "class name"
                 raise LayoutError(f"{path} line {entry.line}: {kind} '{what}' is in line {first} too; expected once")
-    kept = [entry for entry in entries if entry.name != VOID]
+    kept = [entry for entry in entries if not is_void(entry.name, f"{path} line {entry.line}")]
     if not kept:
         raise LayoutError(f"{path}: no class found; expected one class name a line")
     index = {entry.id: number for number, entry in enumerate(kept)}

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from prep.class_file import Rows, read_colour, read_rows
+from prep.class_file import Rows, is_void, read_colour, read_rows
 from prep.raw import DecodedLabel, RawSample, Reader, UInt16
 from prep.taxonomy import VOID, load_classes, load_remap
 from shards import IGNORE
@@ -268,7 +268,7 @@ def _map_by_pairs(reader: Reader, path: Path, rows: Rows) -> ClassMap:
             f"{path}: {len(missing)} of {reader.name}'s {len(reader.classes)} classes are not in column from: {shown}; "
             f"expected each, with {VOID} in column to where it is not wanted"
         )
-    kept = [(number, row) for number, row in rows if row["to"] != VOID]
+    kept = [(number, row) for number, row in rows if not is_void(row["to"], f"{path} line {number}")]
     names = _numbered(path, kept)
     index = {name: number for number, name in enumerate(names)} | {VOID: IGNORE}
     targets = tuple(index[becomes[name]] for name in reader.classes.names)

@@ -117,8 +117,10 @@ def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The reader's options beside the other settings."""
-    return {name: value for name, value in settings.items() if name != "options"} | dict(settings.get("options") or {})
+    """The reader's options, and what else decides its bytes, beside the other settings."""
+    nested = ("options", "reader")
+    flat = {name: value for name, value in settings.items() if name not in nested}
+    return flat | {inner: value for name in nested for inner, value in (settings.get(name) or {}).items()}
 
 
 def _text(value: Any) -> str:

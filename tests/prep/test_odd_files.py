@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,3 +201,22 @@ def test_odd_class_tables(tmp_path: Path, seg_prep: SegPrep, text: str, wanted: 
         assert wanted in seg_prep.refused("folder", "--root", root, "--out", tmp_path / "out")
     else:
         assert seg_prep("folder", "--root", root, "--out", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.parametrize("word", ["Void", "VOID"])
+def test_void_in_other_letters_makes_no_class(tmp_path: Path, seg_prep: SegPrep, word: str) -> None:
+    root, spec = own_data(tmp_path / "raw", "one"), tmp_path / "map.tsv"
+    spec.write_text(f"from\tto\na\t{word}\nb\tb\n")
+    args = ("folder", "--root", root, "--out", tmp_path / "out")
+    assert f"map.tsv line 2: '{word}' found; expected void" in seg_prep.refused(*args, "--classes", spec)
+    (root / "classes.txt").write_text(f"a\n{word}\n")
+    assert f"classes.txt line 2: '{word}' found; expected void" in seg_prep.refused(*args)
+
+
+def test_a_changed_table_is_named_when_a_build_is_refused(tmp_path: Path, seg_prep: SegPrep) -> None:
+    root, spec = own_data(tmp_path / "raw", "one"), tmp_path / "map.tsv"
+    spec.write_text("from\tto\na\tx\nb\ty\n")
+    args = ("folder", "--root", root, "--out", tmp_path / "out", "--classes", spec)
+    assert seg_prep(*args)[0] == 0
+    spec.write_text("from\tto\tid\nb\tx\t0\na\ty\t1\n")
+    assert re.search(r"differs in class_map \w{12}\.\.\. -> \w{12}\.\.\.: go back", seg_prep.refused(*args))

@@ -24,7 +24,7 @@ from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
 from shards.terminal import main_of, say
 
-READER_OPTIONS = ("aug", "labels", "map-to", "overlap", "protocol", "release")
+READER_OPTIONS = ("aug", "descendants", "labels", "map-to", "overlap", "protocol", "release")
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXAMPLE = """\b
@@ -52,6 +52,12 @@ def _source_options(command: F) -> F:
 def _label_options(command: F) -> F:
     """Options that say which labels are made of the source's."""
     for option in (
+        click.option(
+            "--descendants",
+            is_flag=True,
+            default=None,
+            help="imagenet21k, with --map-to: also all kinds of a mapped synset, such as every breed of dog.",
+        ),
         click.option("--map-to", metavar="NAME|FILE", help="imagenet21k: the classes of another dataset."),
         click.option("--labels", metavar="WHICH", help="cocolvis: ours, or essnet-published with its known errors."),
         click.option("--protocol", metavar="NAME", help="cocolvis: which images are train and val."),

@@ -1,7 +1,8 @@
 """The plan of a build: which samples of which splits, in a fixed order, before anything is written.
 
 Samples are gone through twice and never held: once here, to count them and to find duplicate keys, and once while
-they are encoded. A plan of millions of samples takes eight bytes for each while it is made, and next to nothing after.
+they are encoded. Only where keys do not rise from sample to sample are they gone through once more, and then each takes
+some bytes while duplicates are looked for.
 """
 
 from __future__ import annotations
@@ -153,26 +154,28 @@ def _choose_splits(reader: Reader, settings: Settings) -> tuple[str, ...]:
 
 def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._Hash) -> tuple[SplitPlan, int]:
     """The split's plan and its bytes; every sample goes into the digest."""
-    keys = array("q")  # hashes: 64 bits tell all but a few apart, and those are compared in full
-    labelled, bad, total = 0, 0, 0
+    count, labelled, bad, total, last, rising = 0, 0, 0, 0, "", True
     for sample in islice(reader.samples(settings.root, name), settings.limit):
-        keys.append(hash(sample.key))
+        count += 1
+        rising = rising and last < sample.key
+        last = sample.key
         labelled += sample.label is not None
         bad += sample.problem is not None
         total += _add_to_digest(digest, settings, name, sample)
-    if not keys:
+    if not count:
         raise LayoutError(
             f"split '{name}' under {settings.root} holds no samples: expected some; choose another --split"
         )
-    duplicates = _find_duplicates(reader, settings, name, np.frombuffer(keys, np.int64))
+    duplicates = {} if rising else _find_duplicates(reader, settings, name, count)
     stored = labelled > 0 and not settings.weak
-    return SplitPlan(name, len(keys), labelled > 0, stored, bad + len(duplicates), duplicates), total
+    return SplitPlan(name, count, labelled > 0, stored, bad + len(duplicates), duplicates), total
 
 
-def _find_duplicates(
-    reader: Reader, settings: Settings, name: str, hashes: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> dict[int, str]:
-    """{position: why} of usable samples whose key an earlier sample has."""
+def _find_duplicates(reader: Reader, settings: Settings, name: str, count: int) -> dict[int, str]:
+    """{position: why} of usable samples whose key an earlier one of the first `count` samples has."""
+    samples = islice(reader.samples(settings.root, name), count)
+    keys = array("q", (hash(sample.key) for sample in samples))  # 64 bits tell all but a few apart; see below
+    hashes = np.frombuffer(keys, np.int64)
     ordered = np.sort(hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):

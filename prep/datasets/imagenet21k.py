@@ -20,6 +20,7 @@ from prep.wnids.mapped import Mapped, load_mapping
 from prep.wnids.roots import Root, find_root
 from prep.wnids.variants import FALL11, classes_of, fingerprint, recognise
 from shards.classes import ClassTable
+from shards.errors import SettingsError
 
 _SHOWN = 10  # ignored files that the manifest names
 
@@ -47,7 +48,7 @@ ROOT/ILSVRC/Data/CLS-LOC/{train/<wnid>,val}/*.JPEG    ImageNet-1k of Kaggle, wit
 ROOT/train/<wnid>/images/*.JPEG    ROOT/val/images/*.JPEG    ROOT/val/val_annotations.txt    Tiny ImageNet"""
     source = "https://image-net.org (fall11_whole.tar, ILSVRC2012); http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     terms = "ImageNet terms of access: non-commercial research and education; registration needed"
-    options = ("map-to",)
+    options = ("descendants", "map-to")
     default_scales = "1"
 
     @property
@@ -58,11 +59,13 @@ ROOT/train/<wnid>/images/*.JPEG    ROOT/val/images/*.JPEG    ROOT/val/val_annota
         """Recognise the variant, and settle the classes by it or by `map-to`."""
         found = find_root(root)
         wnids, target = found.wnids, options.get("map-to")
+        if target is None and "descendants" in options:
+            raise SettingsError("--descendants found without --map-to: expected both, or neither; say what to map to")
         if target is None:
             table = classes_of(wnids)
             mapped = Mapped(table, {wnid: (index,) for index, wnid in enumerate(sorted(wnids))})
         else:
-            mapped = load_mapping(target, wnids)
+            mapped = load_mapping(target, wnids, "descendants" in options)
         count = len(mapped.classes)
         return replace(
             self,

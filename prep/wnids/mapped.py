@@ -14,6 +14,7 @@ from prep.mapping.table import read_mapping
 from shards.classes import ClassTable
 from shards.errors import SettingsError
 
+_BROADER = "hypernym"
 TARGETS = ("ade20k", "ade20k-full", "cocostuff", "cocolvis")
 
 
@@ -32,8 +33,15 @@ class Mapped:
     target: str = ""
 
 
-def load_mapping(target: str, wnids: Collection[str]) -> Mapped:
+def load_mapping(target: str, wnids: Collection[str], descendants: bool = False) -> Mapped:
     """The mapping to a dataset's classes, or that in a file, cut to the wnids that are there.
+
+    A synset that is broader than its class (rule `hypernym`) is left out: its images need not show the class.
+
+    Args:
+        target: a dataset or a file.
+        wnids: those that are there.
+        descendants: also take the kinds of every mapped synset; only with a dataset.
 
     Raises:
         SettingsError: neither a dataset that can be mapped to nor a file, or a mapping of none of the wnids.
@@ -45,7 +53,12 @@ def load_mapping(target: str, wnids: Collection[str]) -> Mapped:
             f"--map-to {target}: neither {', '.join(TARGETS)} nor a file: expected one of these, or a file of "
             "tab-separated columns wnid and class"
         )
-    classes, pairs = _ours(target) if target in TARGETS else _of_file(path)
+    if descendants and target not in TARGETS:
+        raise SettingsError(
+            f"--descendants found with --map-to {target}: expected one of {', '.join(TARGETS)}; write the "
+            "kinds into the file (seg-prep map --descendants does), and leave the option out"
+        )
+    classes, pairs = _ours(target, descendants) if target in TARGETS else _of_file(path)
     weak = {wnid: (pairs[wnid],) for wnid in sorted(wnids) if wnid in pairs}
     if not weak:
         raise SettingsError(
@@ -55,11 +68,12 @@ def load_mapping(target: str, wnids: Collection[str]) -> Mapped:
     return Mapped(classes, weak, target if target in TARGETS else path.name)
 
 
-def _ours(target: str) -> tuple[ClassTable, Mapping[str, int]]:
+def _ours(target: str, descendants: bool) -> tuple[ClassTable, Mapping[str, int]]:
     from prep.datasets import load_reader  # which loads this module's reader
     from prep.mapping import map_classes
 
-    return load_reader(target).classes, map_classes("imagenet21k", target).class_of
+    pairs = map_classes("imagenet21k", target, descendants=descendants).pairs
+    return load_reader(target).classes, {pair.wnid: pair.class_id for pair in pairs if pair.rule != _BROADER}
 
 
 def _of_file(path: Path) -> tuple[ClassTable, Mapping[str, int]]:

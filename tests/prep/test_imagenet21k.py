@@ -545,3 +545,39 @@ def test_real_full_size_samples(tmp_path: Path) -> None:
     tars = b"".join(p.read_bytes() for p in sorted((tmp_path / "out").rglob("*.tar")))
     assert len(kept) == 55
     assert all(path.read_bytes() in tars for path in kept), "colour JPEGs are stored byte for byte"
+
+
+def test_map_to_can_take_every_kind_of_a_synset(tmp_path: Path, seg_prep: SegPrep) -> None:
+    """A Chihuahua is no class of ADE20K, and a kind of its animal; a synset broader than a class is never taken."""
+    root = fake_folders(tmp_path / "in", {"n02085620": 2, "n04546855": 1, "n00015388": 1})
+    few = seg_prep("imagenet21k", "--root", root, "--out", tmp_path / "few", "--map-to", "ade20k")
+    assert few[0] == 0, few[2]
+    many = seg_prep("imagenet21k", "--root", root, "--out", tmp_path / "many", "--map-to", "ade20k", "--descendants")
+    assert many[0] == 0, many[2]
+    names = {name: shards.open(tmp_path / name, split="train").keys() for name in ("few", "many")}
+    assert [sum("n02085620" in key for key in names[name]) for name in ("few", "many")] == [0, 2]
+    dogs = [sample for sample in shards.open(tmp_path / "many", split="train") if "n02085620" in sample.key]
+    animal = next(int(row["id"]) for row in taxonomy_rows("ade20k-150") if row["name"].startswith("animal"))
+    assert [sample.weak.tolist() for sample in dogs] == [[animal]] * 2
+
+
+def test_broader_synsets_are_no_weak_labels() -> None:
+    from prep.mapping import map_classes
+    from prep.wnids.mapped import load_mapping
+
+    pairs = map_classes("imagenet21k", "cocolvis").pairs
+    broader = {pair.wnid for pair in pairs if pair.rule == "hypernym"}
+    assert broader
+    found = load_mapping("cocolvis", [pair.wnid for pair in pairs]).weak
+    assert set(found) == {pair.wnid for pair in pairs} - broader
+
+
+def test_descendants_need_a_dataset_to_map_to(tmp_path: Path, seg_prep: SegPrep) -> None:
+    root = fake_folders(tmp_path / "in", {"n02085620": 1})
+    line = seg_prep.refused("imagenet21k", "--root", root, "--out", tmp_path / "o", "--descendants")
+    assert "--descendants found without --map-to" in line
+    (tmp_path / "m.tsv").write_text("wnid\tclass\trule\tconfidence\nn02085620\tdog\tlemma\t1\n")
+    line = seg_prep.refused(
+        "imagenet21k", "--root", root, "--out", tmp_path / "o", "--map-to", tmp_path / "m.tsv", "--descendants"
+    )
+    assert "expected one of ade20k" in line

@@ -15,16 +15,18 @@ Splits, whichever of these comes first:
 
   1. lists: my-data/train.txt, val.txt, test.txt, each a path below images/ a line, with or without its suffix;
   2. folders: images/train, images/val, images/test, and any other folder of images/ that labels/ has too;
-  3. neither: one split, "all".
+  3. neither: one split, "all"; but folders called training, Val and the like are refused, for you to rename.
 
 Below that, folders may be as deep as you like; they are kept in the samples' keys. Characters that keys cannot hold
 (dots, spaces, all but A-Z a-z 0-9 _ -) become `_` there; where two names become one, the second is quarantined.
 
 Labels are grey or palette PNGs of 8 or 16 bits whose values are ids; palettes are never looked at. Void, "counts for
 nothing", is 255 in 8-bit and 65535 in 16-bit labels, unless your table gives that id to a class; and any id, or
-colour, whose line in classes.txt is named `void`. Labels may also be saved in colour (RGB, or RGBA that is opaque):
-then every line of classes.txt has a second column, after a tab, with the class's colour R,G,B. Ids with gaps:
-classes.tsv instead of classes.txt, with the columns id, name and (optional) colour. See prep/class_file.py.
+colour, whose line in classes.txt is named `void`. Where ids go beyond 255 labels want 16 bits: an 8-bit label with
+the value 255 is quarantined then, since it may be void or the class of that id. Labels may also be saved in colour
+(RGB, or RGBA that is opaque): then every line of classes.txt has a second column, after a tab, with the class's
+colour R,G,B. Ids with gaps: classes.tsv instead of classes.txt, with the columns id, name and (optional) colour. See
+prep/class_file.py.
 
 Images without a pixel label may have tags instead: my-data/tags/train/a.txt, one class name a line, every class that
 the image shows; no line where it shows none. They become image-level labels. Where a split has images of both kinds,
@@ -62,6 +64,7 @@ from shards.errors import LayoutError, SampleError, SettingsError
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 _USUAL = ("train", "val", "test")
+_NEAR = {*_USUAL, "training", "valid", "validation", "testing"}
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # what a manifest can hold
 _TREES = ("images", "labels", "tags")
 _WEAK = "-weak"  # ends the name of the split of tagged images
@@ -232,6 +235,11 @@ splits: the lists; else the folders train, val, test and others that labels/ has
             return self._by_colour(np.asarray(image), where)
         ids = decode_indices(data, where)
         void = 255 if ids.dtype == np.uint8 else 65535
+        if void == 255 and _may_be_class_or_void(self._known) and bool((ids == void).any()):
+            raise SampleError(
+                f"{where}: 255 found in a label of 8 bits, where it may be void or the class of id 255 in "
+                f"{self._known.name}; expected 16 bits, since ids go beyond 255"
+            )
         return _remap(self._known, void).apply(ids, where)
 
     def _by_colour(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], where: str) -> UInt16:
@@ -243,6 +251,13 @@ splits: the lists; else the folders train, val, test and others that labels/ has
         if pixels.shape[2] == 4 and bool((pixels[..., 3] != 255).any()):
             raise SampleError(f"{where}: label in colour is transparent in places; expected alpha 255 everywhere")
         return _colour_remap(self._known, where).apply(pixels[..., :3], where)
+
+
+@lru_cache(maxsize=4)
+def _may_be_class_or_void(table: ClassFile) -> bool:
+    """Whether 255 in 8-bit labels is unclear: it is a class, and so is an id that only 16-bit labels can hold."""
+    classes = [id for id, target in table.ids if target != IGNORE]
+    return 255 in classes and classes[-1] > 255
 
 
 @lru_cache(maxsize=4)
@@ -289,6 +304,7 @@ def _split_folders(root: Path) -> tuple[str, ...]:
     images, labels = subfolders(root / "images"), subfolders(root / "labels")
     usual = [split for split in _USUAL if split in images]
     if not usual:
+        _refuse_near(root, images)
         return ()
     loose = next((path for path in sorted((root / "images").iterdir()) if path.suffix.lower() in _IMAGES), None)
     if loose is not None and loose.is_file():
@@ -304,6 +320,16 @@ def _split_folders(root: Path) -> tuple[str, ...]:
                 f"digits, _ and -, beside {', '.join(f'{split}/' for split in usual)}; rename or move it"
             )
     return (*usual, *sorted(set(images) - set(usual)))
+
+
+def _refuse_near(root: Path, names: Iterable[str]) -> None:
+    """LayoutError where folders are splits by other names, which one split "all" would mix."""
+    near = [name for name in names if name.casefold() in _NEAR]
+    if near:
+        raise LayoutError(
+            f"images/ under {root} holds {', '.join(f'{name}/' for name in near)}: expected the splits' names "
+            f"{', '.join(_USUAL)}; rename them, in labels/ too"
+        )
 
 
 def _pngs(paths: Iterable[Path]) -> list[Path]:

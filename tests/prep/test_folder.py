@@ -158,15 +158,17 @@ def test_sixteen_bit_labels_have_their_own_void(tmp_path: Path) -> None:
     root = _classes(tmp_path / "data", "".join(f"c{n}\n" for n in range(300)))
     label = np.array([[0, 255], [299, 65535]], np.uint16)
     _pair(root, "wide", label)
-    _pair(root, "narrow", np.array([[0, 255], [254, 1]], np.uint8))
+    _pair(root, "narrow", np.array([[0, 253], [254, 1]], np.uint8))
+    _pair(root, "unclear", np.array([[0, 255], [254, 1]], np.uint8))
     _pair(root, "beyond", np.array([[0, 300]], np.uint16))
     run_build("folder", root, tmp_path / "out", scales="1")
     found = shards.open(tmp_path / "out", split="all", scale="1")
     assert found["wide"].hard.tolist() == [[0, 255], [299, IGNORE]]
-    assert found["narrow"].hard.tolist() == [[0, 255], [254, 1]]  # 255 is a class of this table, so no void
-    (reason,) = _reasons(tmp_path / "out")
+    assert found["narrow"].hard.tolist() == [[0, 253], [254, 1]]
+    reason, unclear = _reasons(tmp_path / "out")
     assert "unknown label id 300" in reason
     assert "void 65535" in reason
+    assert "255 found in a label of 8 bits, where it may be void or the class of id 255 in classes.txt" in unclear
 
 
 def test_in_small_tables_255_is_no_void_of_sixteen_bit_labels(tmp_path: Path) -> None:

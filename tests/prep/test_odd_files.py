@@ -220,3 +220,19 @@ def test_a_changed_table_is_named_when_a_build_is_refused(tmp_path: Path, seg_pr
     assert seg_prep(*args)[0] == 0
     spec.write_text("from\tto\tid\nb\tx\t0\na\ty\t1\n")
     assert re.search(r"differs in class_map \w{12}\.\.\. -> \w{12}\.\.\.: go back", seg_prep.refused(*args))
+
+
+@pytest.mark.parametrize(("classes", "want"), [(256, 255), (255, 65535)])
+def test_255_in_eight_bits_is_clear_where_no_id_goes_beyond(tmp_path: Path, classes: int, want: int) -> None:
+    root, out = own_data(tmp_path / "raw", "one"), tmp_path / "out"
+    (root / "classes.txt").write_text("".join(f"c{n}\n" for n in range(classes)))
+    save(np.full((16, 24), 255, np.uint8), root / "labels/train/one.png")
+    assert run_build("folder", root, out).bad == []
+    assert np.unique(shards.open(out, "train")["one"].hard).tolist() == [want]
+
+
+@pytest.mark.parametrize("names", [("training", "validation"), ("Train", "Val")])
+def test_splits_by_other_names_are_not_mixed(tmp_path: Path, names: tuple[str, str], seg_prep: SegPrep) -> None:
+    root = own_data(own_data(tmp_path / "raw", "x", split=names[0]), "y", split=names[1])
+    line = seg_prep.refused("folder", "--root", root, "--out", tmp_path / "out")
+    assert f"holds {names[0]}/, {names[1]}/: expected the splits' names train, val, test; rename them" in line

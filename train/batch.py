@@ -6,7 +6,7 @@ K = 1). Void has no plane: it shows as weights that sum to less than 1, and a ce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,11 +63,13 @@ class Item:
         key: the sample's key.
         image: uint8 [3, H, W].
         targets: of H x W cells.
+        allowed: bool [C], which classes are candidates of the loss here; None: all (`loss.lvis_negatives`).
     """
 
     key: str
     image: npt.NDArray[np.uint8]
     targets: Targets
+    allowed: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Batch:
         weights: float32 [B, K, H, W].
         keys: the samples' keys, in order.
         capped: cells of the batch whose lightest classes were left out.
+        allowed: bool [B, C], or None.
     """
 
     images: torch.Tensor
@@ -87,16 +90,20 @@ class Batch:
     weights: torch.Tensor
     keys: tuple[str, ...]
     capped: int = 0
+    allowed: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device` (asynchronous from pinned memory)."""
-        images, ids, weights = (t.to(device, non_blocking=True) for t in (self.images, self.ids, self.weights))
-        return Batch(images, ids, weights, self.keys, self.capped)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; torch's DataLoader calls this."""
-        images, ids, weights = (t.pin_memory() for t in (self.images, self.ids, self.weights))
-        return Batch(images, ids, weights, self.keys, self.capped)
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        images, ids, weights = (move(tensor) for tensor in (self.images, self.ids, self.weights))
+        allowed = None if self.allowed is None else move(self.allowed)
+        return Batch(images, ids, weights, self.keys, self.capped, allowed)
 
 
 def targets_of(soft: shards.SoftLabel, void: VoidRule = "mask", most: int = 8) -> Targets:
@@ -147,12 +154,14 @@ def collate(items: Sequence[Item]) -> Batch:
     ids, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     for index, item in enumerate(items):
         item.targets.fill(ids[index], weights[index])
+    allowed = [item.allowed for item in items if item.allowed is not None]
     return Batch(
         images=torch.from_numpy(np.stack([item.image for item in items])),
         ids=torch.from_numpy(ids),
         weights=torch.from_numpy(weights),
         keys=tuple(item.key for item in items),
         capped=sum(item.targets.capped for item in items),
+        allowed=torch.from_numpy(np.stack(allowed)) if len(allowed) == len(items) else None,
     )
 
 

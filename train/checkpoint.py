@@ -22,6 +22,7 @@ from shards.errors import FormatError
 
 FORMAT_VERSION = 1
 NAME = "checkpoint.pt"
+CLASS_TABLE = "classes.weight"  # of an embedding head: [C, d]
 REMEDY = "restore the file from a copy, or train again into a new --out"
 
 
@@ -117,8 +118,15 @@ def fit(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Load the checkpoint's weights into `model`.
 
     Raises:
-        FormatError: names or shapes differ from the model's.
+        FormatError: names or shapes differ from the model's; a class table of another size is named as such.
     """
+    table, saved = model.state_dict().get(CLASS_TABLE), checkpoint.model.get(CLASS_TABLE)
+    if table is not None and saved is not None and table.shape != saved.shape:
+        raise FormatError(
+            path,
+            f"holds {saved.shape[0]} class embeddings of {saved[0].numel()} numbers, the run needs {table.shape[0]} of "
+            f"{table.shape[1]}: a class table cannot grow; {REMEDY}",
+        )
     try:
         model.load_state_dict(checkpoint.model)
     except RuntimeError as error:

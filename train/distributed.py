@@ -18,6 +18,7 @@ import torch
 from torch import distributed, nn
 
 from shards.errors import SettingsError, UserError
+from train.models.norms import with_sync_norm
 
 _KILLED = r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)|MemoryError in DataLoader worker"
 
@@ -56,6 +57,21 @@ class World:
             return model
         ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Let BatchNorm inside `model` share its statistics over the ranks; alone, nothing changes.
+
+        Raises:
+            SettingsError: several ranks, not on CUDA.
+        """
+        if self.size > 1:
+            with_sync_norm(model, self.device)
+
+    def share(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank 0's values on every rank, in place."""
+        if self.size > 1:
+            distributed.broadcast(tensor, 0)
+        return tensor
 
     def share_buffers(self, model: nn.Module) -> None:
         """Rank 0's buffers on every rank: between steps, BatchNorm's statistics are those of a rank's own samples."""

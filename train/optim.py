@@ -1,7 +1,11 @@
 """Optimisers, their parameter groups, and learning rates as pure functions of the step.
 
-`build_optimizer(model, config.optim)` then, each step, `set_lr(optimizer, learning_rate(step, ...))`: nothing about
-the schedule is stored, so a resumed run continues with the same rates.
+`build_optimizer(model, config.optim)` then, each step, `set_rates(optimizer, step, ...)`: nothing about the schedule
+is stored, so a resumed run continues with the same rates.
+
+The class table of an embedding head (with a learnt temperature) is a group of its own: its own factor on the learning
+rate, momentum and power of "poly", and no weight decay, as only its directions mean something: decay would shrink the
+lengths and so speed the directions up.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from train.config import Optim, Schedule
-from train.models import SegmentationModel
+from train.models import EmbeddingModel, SegmentationModel
 
 GROUP_SCALE = "lr_scale"  # a group's factor on the common learning rate
+GROUP_POWER = "power"  # a group's own power of schedule "poly", where it has one
 
 
 def learning_rate(step: int, steps: int, optim: Optim, schedule: Schedule) -> float:
@@ -47,8 +52,20 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group[GROUP_SCALE]
 
 
+def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, optim: Optim, schedule: Schedule) -> float:
+    """Give every group its learning rate of 0 <= step < steps; the common rate."""
+    common = learning_rate(step, steps, optim, schedule)
+    set_lr(optimizer, common)
+    for group in optimizer.param_groups:
+        if GROUP_POWER in group:
+            own = schedule.model_copy(update={"power": group[GROUP_POWER]})
+            group["lr"] = learning_rate(step, steps, optim, own) * group[GROUP_SCALE]
+    return common
+
+
 def parameter_groups(model: SegmentationModel, config: Optim) -> list[dict[str, Any]]:
-    """The trainable parameters in up to four groups: encoder or decoder, with or without weight decay.
+    """The trainable parameters in up to four groups: encoder or decoder, with or without weight decay; and last the
+    class table of an embedding head.
 
     Every trainable parameter is in exactly one group, in the order of the model's own listing, so that an
     optimiser's state can be stored by position. Norm parameters and biases are those with fewer than two dimensions.
@@ -59,7 +76,19 @@ def parameter_groups(model: SegmentationModel, config: Optim) -> list[dict[str, 
         ("decoder", model.decoder_parameters(), 1.0),
     ):
         groups += _by_decay(name, [p for p in parameters if p.requires_grad], scale, config)
-    return groups
+    return [*groups, _table(model, config)] if isinstance(model, EmbeddingModel) else groups
+
+
+def _table(model: EmbeddingModel, config: Optim) -> dict[str, Any]:
+    group = {
+        "name": "embeddings",
+        "params": list(model.table_parameters()),
+        "weight_decay": 0.0,
+        GROUP_SCALE: config.embedding_lr_scale,
+        GROUP_POWER: config.embedding_power,
+        "lr": config.lr * config.embedding_lr_scale,
+    }
+    return {**group, "momentum": config.embedding_momentum} if config.name == "sgd" else group
 
 
 def _by_decay(name: str, parameters: list[nn.Parameter], scale: float, config: Optim) -> list[dict[str, Any]]:

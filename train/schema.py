@@ -120,6 +120,12 @@ class Model(Section):
     weights: "none" (random), "timm" (downloaded by timm) or the path of a .safetensors file with timm's key names.
     mean, std: of the input in 0..1; left out, those of the timm encoder's data configuration.
     freeze_norm: BatchNorm layers of the encoder stay in evaluation mode.
+    head: "dense" gives a channel a class; "embedding" gives `embedding_dim` channels, a point on the unit sphere, and
+    a table of class embeddings there: the nearest class is the answer (train/models/embedding.py).
+    renormalise: put pixel embeddings back on the sphere after upsampling (false: as the release of ESSNet).
+    norm: "group" replaces every BatchNorm2d of encoder and decoder by GroupNorm with groups of 16 channels; scales and
+    shifts are kept. sync_norm: BatchNorm shares its statistics over all ranks (CUDA, several processes).
+    norm_momentum: of the encoder's BatchNorm statistics; "none" leaves each layer's own.
     """
 
     arch: Literal["deeplabv3plus", "segformer", "hrnet", "linear"] = "deeplabv3plus"
@@ -131,14 +137,32 @@ class Model(Section):
     mean: Annotated[Triple | None, BeforeValidator(_off)] = None
     std: Annotated[Triple | None, BeforeValidator(_off)] = None
     freeze_norm: bool = False
+    head: Literal["dense", "embedding"] = "dense"
+    embedding_dim: Annotated[int, Field(ge=1, le=8192)] = 12
+    renormalise: bool = True
+    norm: Literal["batch", "group"] = "batch"
+    sync_norm: bool = False
+    norm_momentum: Annotated[Annotated[float, Field(gt=0, le=1)] | None, BeforeValidator(_off)] = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.arch == "deeplabv3plus" and self.output_stride == 32:
-            raise ValueError("model.output_stride = 32: expected 8 or 16 for deeplabv3plus")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"model.std = {list(self.std)}: expected three numbers above 0")
+        problem = self._misfit()
+        if problem:
+            raise ValueError(problem)
         return self
+
+    def _misfit(self) -> str | None:
+        if self.arch == "deeplabv3plus" and self.output_stride == 32:
+            return "model.output_stride = 32: expected 8 or 16 for deeplabv3plus"
+        if self.std is not None and min(self.std) <= 0:
+            return f"model.std = {list(self.std)}: expected three numbers above 0"
+        if self.embedding_dim == 1:
+            return "model.embedding_dim = 1: expected 2 or more; a unit vector of one number is a sign: it cannot learn"
+        of_batch = {"freeze_norm": self.freeze_norm, "sync_norm": self.sync_norm, "norm_momentum": self.norm_momentum}
+        wrong = [name for name, value in of_batch.items() if value]
+        if self.norm == "group" and wrong:
+            return f'model.{wrong[0]} = {of_batch[wrong[0]]!r}: expected model.norm = "batch", as GroupNorm has none'
+        return None
 
 
 class Loss(Section):
@@ -146,15 +170,37 @@ class Loss(Section):
 
     multi_class_cells: false leaves cells with more than one class out of the loss (the MC switch of the soft-label
     paper's Table 3).
+
+    With model.head = "embedding" alone:
+    mode: "nearest" a softmax over a cell's own classes and the k nearest others; "exact" over all classes.
+    distance: logits are -|x - e|^2 / tau ("squared", the paper's) or -|x - e| / tau ("plain", the release's).
+    tau: the temperature, or where it starts if learn_tau.
+    margin: least distance between class embeddings; margin_weight: of the regulariser that asks for it (0: off).
+    search: what finds the nearest classes; search_every: steps between two looks of the search at the class table.
+    lvis_negatives: classes that LVIS did not check on an image are no candidates there (meta of cocolvis shards).
     """
 
     kind: Literal["cross-entropy", "kl"] = "cross-entropy"
     void: Literal["mask", "renormalise", "keep"] = "mask"
     multi_class_cells: bool = True
+    mode: Literal["nearest", "exact"] = "nearest"
+    k: Annotated[int, Field(ge=1, le=65535)] = 8
+    tau: Positive = 0.05
+    learn_tau: bool = False
+    distance: Literal["squared", "plain"] = "squared"
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.2
+    margin_weight: NonNegative = 1.0
+    search: Literal["auto", "torch", "faiss", "triton"] = "auto"
+    search_every: Annotated[int, Field(ge=1, le=100_000_000)] = 1
+    lvis_negatives: bool = False
 
 
 class Optim(Section):
-    """The optimiser. encoder_lr_scale multiplies lr for the encoder; clip is the largest gradient norm."""
+    """The optimiser. encoder_lr_scale multiplies lr for the encoder; clip is the largest gradient norm.
+
+    With model.head = "embedding" alone: the class table (and a learned temperature) has its own factor on lr, its own
+    momentum (sgd) and its own power of schedule "poly"; it has no weight decay.
+    """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.01
@@ -165,6 +211,9 @@ class Optim(Section):
     encoder_lr_scale: NonNegative = 1.0
     decay_norm_and_bias: bool = True
     clip: Annotated[Positive | None, BeforeValidator(_off)] = None
+    embedding_lr_scale: NonNegative = 1.0
+    embedding_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    embedding_power: Positive = 0.95
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -246,7 +295,34 @@ class Recipe(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings, for checkpoints and JSON; `config.from_dict` reads it back."""
-        return self.model_dump(mode="json")
+        left_out = None if self.model.head == "embedding" else EMBEDDING_ONLY
+        return self.model_dump(mode="json", exclude=left_out)
+
+
+# Settings that only the embedding head has; a recipe of another head neither takes nor stores them.
+EMBEDDING_ONLY = {
+    "model": {"embedding_dim", "renormalise"},
+    "loss": {
+        "mode", "k", "tau", "learn_tau", "distance", "margin", "margin_weight", "search", "search_every",
+        "lvis_negatives",
+    },
+    "optim": {"embedding_lr_scale", "embedding_momentum", "embedding_power"},
+}  # fmt: skip
+
+
+def _head_misfit(recipe: Recipe) -> str | None:
+    """A setting that the recipe's head does not have, or None."""
+    if recipe.model.head == "embedding":
+        if recipe.loss.kind == "kl":
+            return 'loss.kind = "kl": expected "cross-entropy" (same gradients) with model.head = "embedding"'
+        if recipe.loss.lvis_negatives and recipe.loss.search_every > 1:
+            return f"loss.search_every = {recipe.loss.search_every}: expected 1 with loss.lvis_negatives = true"
+        return None
+    for section, keys in EMBEDDING_ONLY.items():
+        given = sorted(keys & getattr(recipe, section).model_fields_set)
+        if given:
+            return f'{section}.{given[0]} is set: expected model.head = "embedding", or leave it out'
+    return None
 
 
 def _misfit(recipe: Recipe) -> str | None:
@@ -265,4 +341,4 @@ def _misfit(recipe: Recipe) -> str | None:
         return "loss.multi_class_cells = false: expected data.max_classes_per_cell above 1, or no cell holds several"
     if recipe.schedule.min_lr > recipe.optim.lr:
         return f"schedule.min_lr = {recipe.schedule.min_lr}: expected at most optim.lr = {recipe.optim.lr}"
-    return None
+    return _head_misfit(recipe)

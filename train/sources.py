@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import shards
 from shards.classes import ClassTable
-from shards.codec import decode_hard
+from shards.codec import decode_hard, decode_meta
 from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest, load_manifest
 from shards.order import epoch_order
@@ -103,6 +104,16 @@ class Sources:
         if data is None:
             raise FormatError(where, "no label there; build the shard set again with --fresh")
         return decode_hard(data, len(self.classes), where)
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """What is stored of the sample besides image and label, without decoding those."""
+        source, place = self._locate(index)
+        scale, opened = next(iter(self.sets[source].items()))
+        where = f"{self.paths[source]}/{self.split}/{scale} sample {place} [json]"
+        data = opened.members(place).get("json")
+        if data is None:
+            raise FormatError(where, "no meta there; build the shard set again with --fresh")
+        return decode_meta(data, where)
 
     def box_factor(self, index: int, scale: str) -> int | None:
         """k where the sample's shard set was made with the box filter at 1/k, else None."""

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import shards
 from shards.errors import SegshardsError, SettingsError
 from shards.order import generator
+from train import lvis
 from train.augment import GREY, augment
 from train.batch import Batch, Item, collate, planar, targets_of
 from train.config import Recipe
@@ -53,10 +54,15 @@ class Stream(Dataset[Item | Failure]):
         sources: the open shard sets.
         recipe: which scales, labels, augmentation and seed.
         fill: the colour of padding, 0..255.
+
+    Raises:
+        SettingsError: loss.lvis_negatives with another class table.
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, fill: tuple[int, int, int] = GREY) -> None:
         self.sources, self.recipe, self.fill = sources, recipe, fill
+        if recipe.loss.lvis_negatives:
+            lvis.check_table(len(sources.classes))
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -93,7 +99,14 @@ class Stream(Dataset[Item | Failure]):
         else:
             key, image, soft = self._stored(index, rng)
         image, soft = augment(image, soft, self.recipe.augment, rng, self.fill)
-        return Item(key, planar(image), targets_of(soft, self.recipe.loss.void, data.max_classes_per_cell))
+        targets = targets_of(soft, self.recipe.loss.void, data.max_classes_per_cell)
+        return Item(key, planar(image), targets, self._allowed(index))
+
+    def _allowed(self, index: int) -> npt.NDArray[np.bool_] | None:
+        """Which classes are candidates on the sample at `index`, bool [C]; None: all."""
+        if not self.recipe.loss.lvis_negatives:
+            return None
+        return lvis.candidates(self.sources.meta(index), len(self.sources.classes))
 
     def _stored(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
         """Image and label as stored at one of the recipe's scales."""

@@ -1,4 +1,4 @@
-"""A recipe's network from its parts: `build_model(config.model, num_classes)`.
+"""A recipe's network from its parts: `build_model(config.model, num_classes, config.loss)`.
 
 Encoders are timm's (any name), or segmentation-models-pytorch's own such as "mit_b2". Decoders are smp's for
 DeepLabV3+ and SegFormer, ours (heads.py) for HRNetV2 and the linear head. All upsampling keeps pixel centres
@@ -19,14 +19,21 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from shards.errors import SettingsError, UserError
-from train.config import Model
+from train.config import Loss, Model
+from train.models.embedding import ClassEmbeddings, EmbeddingModel, Temperature
 from train.models.heads import ConcatenationHead, LinearHead
+from train.models.norms import set_momentum, with_group_norm
 from train.models.segmentation import SegmentationModel
 from train.models.weights import load_encoder_weights
 
 
-def build_model(config: Model, num_classes: int) -> SegmentationModel:
+def build_model(config: Model, num_classes: int, loss: Loss | None = None) -> SegmentationModel:
     """The network of a recipe, with its weights.
+
+    Args:
+        config: the recipe's section.
+        num_classes: C of the class table.
+        loss: the recipe's section, whose temperature and distance an embedding head has; left out, the defaults.
 
     Raises:
         SettingsError: an unknown encoder (the nearest name is suggested), or one that the decoder cannot use.
@@ -34,23 +41,35 @@ def build_model(config: Model, num_classes: int) -> SegmentationModel:
     """
     _check_encoder(config)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: what fails is told in one line
+    channels = config.embedding_dim if config.head == "embedding" else num_classes
     try:
-        encoder, decoder = _PARTS[config.arch](config, num_classes)
+        encoder, decoder = _PARTS[config.arch](config, channels)
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise _unusable(config, error) from error
     if config.weights not in ("none", "timm"):
         load_encoder_weights(encoder, config.encoder, config.weights)
+    if config.norm_momentum is not None:
+        set_momentum(encoder, config.norm_momentum)
+    if config.norm == "group":
+        encoder, decoder = with_group_norm(encoder), with_group_norm(decoder)
     mean, std = _statistics(config)
-    deeplab = config.arch == "deeplabv3plus"
-    return SegmentationModel(
-        encoder=encoder,
-        decoder=decoder,
-        mean=mean,
-        std=std,
-        multiple=config.output_stride if config.arch in ("deeplabv3plus", "linear") else 32,
-        freeze_norm=config.freeze_norm,
-        smallest_batch=2 if deeplab else 1,
-    )
+    pooled = config.arch == "deeplabv3plus" and config.norm == "batch"
+    parts: dict[str, Any] = {
+        "encoder": encoder,
+        "decoder": decoder,
+        "mean": mean,
+        "std": std,
+        "multiple": config.output_stride if config.arch in ("deeplabv3plus", "linear") else 32,
+        "freeze_norm": config.freeze_norm,
+        "smallest_batch": 2 if pooled else 1,
+    }
+    return SegmentationModel(**parts) if config.head == "dense" else _embedding(config, num_classes, loss, parts)
+
+
+def _embedding(config: Model, num_classes: int, loss: Loss | None, parts: dict[str, Any]) -> EmbeddingModel:
+    loss = loss or Loss()
+    table = ClassEmbeddings(num_classes, config.embedding_dim, loss.mode == "nearest" and loss.search_every > 1)
+    return EmbeddingModel(table, Temperature(loss.tau, loss.learn_tau), config.renormalise, loss.distance, **parts)
 
 
 class FeatureMaps(nn.Module):

@@ -25,12 +25,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prep.coco.annotation import parse_annotations
+from prep.coco.annotation import Annotation, parse_annotations
 from prep.coco.audit import NO_LABEL, NO_LVIS, NO_STUFF, describe_merge
 from prep.coco.index import Index, load_index
 from prep.coco.merge import OVERLAPS, TABLE, merge
@@ -45,6 +45,7 @@ _LEFT_OUT = 429995  # of train, by the release of ESSNet: the image has no annot
 _SPLITS = ("train", "val")
 _PLACE = re.compile(r"(?:train|val)2017/[A-Za-z0-9_-]+\.jpg")
 _LVIS_CLASSES = 1203
+_CHECKED = ("neg_classes", "not_exhaustive_classes")
 _META = (
     "pos_classes: outlined by LVIS on the image; neg_classes: checked and absent; not_exhaustive_classes: outlined in "
     "part; LVIS did not check any other of classes 0 to 1202 there, so no pixel is evidence against those; "
@@ -155,6 +156,8 @@ ROOT/annotations/stuff_{train,val}2017.json                COCO stuff annotation
         lvis, stuff = max(facts.lvis, 0), max(facts.stuff, 0)
         if len(annotations) != lvis + stuff:
             raise SampleError(f"{where}: {len(annotations)} annotations; expected {lvis + stuff}, as were indexed")
+        _check_ids(annotations[:lvis], f"{where}: LVIS")
+        _check_ids(annotations[lvis:], f"{where}: stuff")
         published = self.labels == "essnet-published"
         size = (facts.height, facts.width)
         label = merge(annotations, lvis, size, where, self.overlap, published)
@@ -168,6 +171,13 @@ ROOT/annotations/stuff_{train,val}2017.json                COCO stuff annotation
     def reports(self, tallies: Mapping[str, Counter[str]]) -> Mapping[str, Any]:
         audit = {split: describe_merge(tally) for split, tally in tallies.items()}
         return {"merge-audit.json": {"protocol": dict(self.protocol), "splits": audit}}
+
+
+def _check_ids(annotations: Sequence[Annotation], where: str) -> None:
+    """SampleError where an image's annotations of one file hold an id twice: a claim would be counted twice."""
+    id, count = Counter(annotation.id for annotation in annotations).most_common(1)[0] if annotations else (0, 1)
+    if count > 1:
+        raise SampleError(f"{where} annotation {id}: stands there {count} times; expected ids that are unique")
 
 
 def _describe(images: str, overlap: str, labels: str) -> dict[str, Any]:
@@ -241,27 +251,42 @@ def _ids_of_folder(folder: str, lvis: list[Index], stuff: Index) -> set[int]:
 
 def _sample(base: Path, image: int, lvis: list[Index], stuff: dict[str, Index]) -> RawSample:
     """One image with what the files say of it; some file lists it."""
+    listing = [index for index in (*lvis, *stuff.values()) if image in index.images.positions]
     things = next((index for index in lvis if image in index.images.positions), None)
     folder, ground = next(
         ((name, index) for name, index in stuff.items() if image in index.images.positions), ("", None)
     )
-    place = things.images.url(image) if things else f"{folder}/{ground.images.name(image)}" if ground else ""
+    places = [things.images.url(image)] if things else []
+    places += [f"{folder}/{ground.images.name(image)}"] if ground else []
     parts = [index.parts(image) if index else () for index in (things, ground)]
     counts = [len(found) if index else -1 for found, index in zip(parts, (things, ground), strict=True)]
-    sizes = [index.images.size(image) for index in (things, ground) if index]
-    problem = None
-    if not _PLACE.fullmatch(place):
-        problem = f"image {image}: no place in train2017 or val2017 ('{place[:80]}')"
-    elif len(set(sizes)) > 1:
-        problem = f"image {image}: height and width are {sizes[0]} in the LVIS file and {sizes[1]} in the stuff file"
+    size = listing[0].images.size(image)
+    meta = _meta(image, things)
     return RawSample(
-        key=clean_key(Path(place).stem or f"{image:012d}"),
-        image=base / place,
+        key=clean_key(Path(places[0]).stem or f"{image:012d}"),
+        image=base / places[0],
         label=(*parts[0], *parts[1]),
-        meta=_meta(image, things),
-        facts=Facts(image, *sizes[0], *counts),
-        problem=problem,
+        meta=meta,
+        facts=Facts(image, *size, *counts),
+        problem=_problem(image, places, listing, meta),
     )
+
+
+def _problem(image: int, places: list[str], listing: list[Index], meta: Mapping[str, Any]) -> str | None:
+    """Why an image cannot be used: what the files say of it is impossible, or they contradict each other."""
+    sizes = [index.images.size(image) for index in listing]
+    beyond = [to for name, found in meta.items() if name in _CHECKED for to in found if not 0 <= to < _LVIS_CLASSES]
+    if not _PLACE.fullmatch(places[0]):
+        return f"image {image}: no place in train2017 or val2017 ('{places[0][:80]}')"
+    if len(listing) > len(places):
+        return f"image {image}: listed by {' and '.join(index.path.name for index in listing)}; expected one of a kind"
+    if len(set(sizes)) > 1:
+        return f"image {image}: height and width are {sizes[0]} in the LVIS file and {sizes[1]} in the stuff file"
+    if len(set(places)) > 1:
+        return f"image {image}: its place is {places[0]} in the LVIS file and {places[1][:80]} in the stuff file"
+    if beyond:
+        return f"image {image}: unknown category id {beyond[0] + 1} in what LVIS checked; cocolvis defines 1 to 1203"
+    return None
 
 
 def _meta(image: int, lvis: Index | None) -> dict[str, Any]:

@@ -52,6 +52,56 @@ def test_unknown_categories_are_quarantined(tmp_path: Path) -> None:
     assert "stuff annotation 5: unknown category id 44; cocolvis defines 92 to 182" in bad["reason"]
 
 
+@pytest.mark.parametrize(
+    ("field", "ids", "found"),
+    [
+        ("neg_category_ids", [3, 1204], 1204),
+        ("not_exhaustive_category_ids", [0], 0),
+        ("neg_category_ids", [9999], 9999),
+    ],
+)
+def test_checked_categories_beyond_the_table_are_quarantined(
+    tmp_path: Path, field: str, ids: list[int], found: int
+) -> None:
+    fake = small_coco()
+    fake.lvis_files["train"]["images"][1][field] = ids
+    run_build("cocolvis", fake.write(tmp_path / "coco"), tmp_path / "out", splits=("train",))
+    (bad,) = quarantine(tmp_path / "out")
+    assert f"image 25: unknown category id {found} in what LVIS checked" in bad["reason"]
+
+
+@pytest.mark.parametrize("kind", ["LVIS", "stuff"])
+def test_an_annotation_that_stands_there_twice_is_quarantined(tmp_path: Path, kind: str) -> None:
+    fake = small_coco()
+    annotations = (fake.lvis_files if kind == "LVIS" else fake.stuff_files)["train"]["annotations"]
+    annotations.append(dict(annotations[0]))
+    run_build("cocolvis", fake.write(tmp_path / "coco"), tmp_path / "out", splits=("train",))
+    (bad,) = quarantine(tmp_path / "out")
+    assert f"{kind} annotation {annotations[0]['id']}: stands there 2 times" in bad["reason"]
+
+
+def test_places_that_disagree_are_quarantined(tmp_path: Path) -> None:
+    fake = small_coco()
+    records = fake.lvis_files["train"]["images"]
+    records[0]["coco_url"], records[1]["coco_url"] = records[1]["coco_url"], records[0]["coco_url"]
+    root = fake.write(tmp_path / "coco")
+    found = {sample.facts.image: sample.problem for sample in bound(root, **COCO2017).samples(root, "train")}
+    assert found[9] == (
+        "image 9: its place is train2017/000000000025.jpg in the LVIS file and train2017/000000000009.jpg in the "
+        "stuff file"
+    )
+    assert found[25] is not None
+    assert found[30] is None
+
+
+def test_an_image_that_both_lvis_files_list_is_quarantined(tmp_path: Path) -> None:
+    fake = small_coco()
+    fake.lvis_files["val"]["images"].append(fake.lvis_files["train"]["images"][1])
+    run_build("cocolvis", fake.write(tmp_path / "coco"), tmp_path / "out", splits=("train",), given=COCO2017)
+    (bad,) = quarantine(tmp_path / "out")
+    assert "image 25: listed by lvis_v1_train.json and lvis_v1_val.json and stuff_train2017.json" in bad["reason"]
+
+
 def test_listed_but_absent_and_unlisted_images_are_quarantined(tmp_path: Path) -> None:
     root = small_coco().write(tmp_path / "coco")
     (root / "train2017/000000000025.jpg").rename(root / "train2017/000000000077.jpg")

@@ -6,11 +6,12 @@ seg-prep union cocostuff ade20k --out data/c171-ade150.tsv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from prep.mapping import describe_mapping, describe_union, map_classes, unite, write_mapping, write_union
+from prep.mapping import describe_mapping, describe_union, map_classes, review_path, unite, write_mapping, write_union
 from prep.mapping.matching import WAYS
 from shards.errors import SettingsError
 from shards.terminal import say
@@ -33,7 +34,7 @@ def map_command(source: str, target: str, descendants: bool, out: Path | None, q
     """
     mapping = map_classes(source, target, descendants=descendants)
     if out is not None:
-        _check_place(out)
+        _check_place(out, (target,), (out, review_path(out)))
         write_mapping(mapping, out)
     say(describe_mapping(mapping), quiet)
     return 0
@@ -48,17 +49,20 @@ def union_command(tables: tuple[str, ...], way: str | None, out: Path | None, qu
     """One class table for a mixture of the datasets TABLES; the first of them is the base."""
     union = unite(list(tables), way)
     if out is not None:
-        _check_place(out)
+        _check_place(out, tables, (out,))
         write_union(union, out)
     say(describe_union(union), quiet)
     return 0
 
 
-def _check_place(out: Path) -> None:
-    """SettingsError where a file cannot be put there."""
+def _check_place(out: Path, read: Sequence[str], written: Sequence[Path]) -> None:
+    """SettingsError where a file cannot be put there, or would take the place of one that was read."""
     if out.is_dir() or not out.parent.is_dir():
         found = "is a folder" if out.is_dir() else f"lies in {out.parent}, which is not a folder"
         raise SettingsError(f"--out {out} {found}: expected the path of a file in an existing folder")
+    for path in (Path(name) for name in read if Path(name).is_file()):
+        if any(place.exists() and place.samefile(path) for place in written):
+            raise SettingsError(f"--out {out} would overwrite {path}, which is read: expected another path")
 
 
 TOOLS = {"map": map_command, "union": union_command}

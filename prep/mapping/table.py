@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from prep.class_file import read_rows
 from prep.mapping.rules import FURTHER, ORDER
 from shards.errors import FormatError, naming
 
+_WNID = re.compile(r"n[0-9]{8}")
 NEEDED = ("wnid", "class", "rule", "confidence")
 
 
@@ -123,13 +125,15 @@ def read_mapping(path: Path) -> dict[str, str]:
 
     Raises:
         UserError: not text in UTF-8.
-        FormatError: not such a table, or a wnid that stands in it twice.
+        FormatError: not such a table, what is no wnid, or a wnid that stands in it twice.
     """
     found: dict[str, str] = {}
     for number, row in read_rows(path):
         wnid, name = row.get("wnid"), row.get("class")
         if not wnid or not name:
             raise FormatError(path, f"line {number} lacks wnid or class; expected a TSV with these columns")
+        if not _WNID.fullmatch(wnid):
+            raise FormatError(path, f"line {number}: {wnid[:40]!r} is no WordNet id; expected n and eight digits")
         if wnid in found:
             raise FormatError(path, f"line {number}: {wnid} stands in the table twice; a wnid leads to one class")
         found[wnid] = name

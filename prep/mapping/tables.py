@@ -7,15 +7,16 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from prep.class_file import read_rows
+from prep.class_file import is_void, read_rows
 from prep.mapping.rules import Override, Target
 from prep.taxonomy import rows
-from shards.errors import FormatError, SettingsError
+from shards.errors import FormatError, SettingsError, UserError
 
 SOURCE = "imagenet21k"
 NOTHING = "none"
 _COUNTED = re.compile(r"(.+)-\d+")
 _WNID = re.compile(r"n\d{8}")
+_ID = re.compile(r"[0-9]{1,9}")
 
 
 @cache
@@ -46,8 +47,9 @@ def table_rows(name: str) -> list[dict[str, str]]:
     """The rows of a class table: columns id and name, more where it has them.
 
     Args:
-        name: a dataset or table of ours, or a file: a TSV with a header that holds `name` (and perhaps `wnid` or
-            `wordnet`), or a plain list, one name a line.
+        name: a dataset or table of ours, or a file: a TSV with a header that holds `name` (and perhaps `id`, `wnid`
+            or `wordnet`), or a plain list, one name a line. Classes are numbered as `folder` numbers those of its
+            classes.txt and classes.tsv: by id where there are ids, else in their order, `void` left out.
 
     Raises:
         SettingsError: no such table.
@@ -58,10 +60,13 @@ def table_rows(name: str) -> list[dict[str, str]]:
 
 
 def _file_rows(path: Path) -> list[dict[str, str]]:
-    """A person's classes; ids are their order, whatever the file says."""
-    table = [row for _, row in read_rows(path)]
-    if not table or "name" not in table[0]:  # no header line: a list of names
-        table = [{"name": line.strip()} for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    """A person's classes, numbered."""
+    lines = [line.split("\t") for line in _text(path).split("\n") if line.strip()]
+    header = [cell.strip() for cell in lines[0]] if lines else []
+    table = [row for _, row in read_rows(path)] if "name" in header else _listed(path, lines)
+    if "id" in header and "name" in header:
+        table = sorted(table, key=lambda row: _id(path, row["id"]))
+    table = [row for row in table if not is_void(row["name"], str(path))]
     seen: set[str] = set()
     for number, row in enumerate(table):
         row["id"] = str(number)
@@ -71,6 +76,27 @@ def _file_rows(path: Path) -> list[dict[str, str]]:
     if not table:
         raise FormatError(path, "no class names found; expected one a line, or a TSV with a column `name`")
     return table
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+
+
+def _listed(path: Path, lines: list[list[str]]) -> list[dict[str, str]]:
+    """A list of names, each perhaps with a colour after a tab."""
+    near = next((cell.strip() for cell in lines[0] if cell.strip().casefold() == "name"), None) if lines else None
+    if near:
+        raise FormatError(path, f"first line with {near!r} found; expected the column `name`, in lower case")
+    return [{"name": line[0].strip()} for line in lines]
+
+
+def _id(path: Path, text: str) -> int:
+    if not _ID.fullmatch(text):
+        raise FormatError(path, f"id {text[:40]!r} found; expected a number")
+    return int(text)
 
 
 def load_targets(name: str) -> list[Target]:

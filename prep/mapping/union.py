@@ -118,7 +118,7 @@ def unite(names: Sequence[str], way: str | None = None) -> Union:
     if way is not None and way not in WAYS:
         raise SettingsError(f"way of matching {way!r} found: expected one of {', '.join(WAYS)}")
     tables = [name if Path(name).is_file() else find_table(name) for name in names]
-    if len(tables) < 2 or len(set(tables)) < len(tables):
+    if len(tables) < 2 or len({Path(table).resolve() for table in tables}) < len(tables):
         raise SettingsError(f"tables {', '.join(names) or 'none'} found: expected two or more different ones")
     hows = [way or _ways().get(table, MEANING) for table in tables[1:]]
     slots: list[Slot] = []

@@ -46,13 +46,13 @@ class ByList:
 
     Attributes:
         folder: holds the images.
-        list_name: the list's file name, for messages.
+        path: the list.
         rows: {file name: wnid}.
-        wrong: lines that are no such pair.
+        wrong: lines that are no such pair, or give an image another wnid than a line before.
     """
 
     folder: Path
-    list_name: str
+    path: Path
     rows: dict[str, str]
     wrong: tuple[str, ...]
 
@@ -67,10 +67,12 @@ class ByList:
                 yield ListedImage(wnid, name, self.folder / name)
         for name in sorted({path.name for path in self.folder.iterdir()} - set(self.rows)):
             if not name.startswith(".") and name not in (_TINY, _KAGGLE):
-                yield ListedImage("", name, self.folder / name, f"not in {self.list_name}: its wnid is not known")
+                yield ListedImage(
+                    "", name, self.folder / name, f"not in {self.path.name}, or more than once: its wnid is not known"
+                )
         for number, line in enumerate(self.wrong):
-            problem = f"{self.list_name}: line '{line[:80]}' found; expected a file name and a wnid"
-            yield ListedImage("", f"line-{number}", self.folder / self.list_name, problem)
+            problem = f"{self.path.name}: line '{line[:80]}' found; expected a file name and a wnid, once"
+            yield ListedImage("", f"line-{number}", self.path, problem)
 
 
 def load_list(folder: Path, root: Path, is_flat: Callable[[Path], bool]) -> ByList | None:
@@ -80,7 +82,7 @@ def load_list(folder: Path, root: Path, is_flat: Callable[[Path], bool]) -> ByLi
         LayoutError: a flat folder without a list, or a list that names no image of it.
     """
     if (folder / _TINY).is_file() and (folder / "images").is_dir() and any((folder / "images").iterdir()):
-        return _checked(ByList(folder / "images", _TINY, *_read(folder / _TINY, _tiny_row)), folder / _TINY)
+        return _checked(ByList(folder / "images", folder / _TINY, *_read(folder / _TINY, _tiny_row)))
     if not is_flat(folder):
         return None
     near = [place / _KAGGLE for place in (folder, folder.parent, root, root / "ILSVRC")]
@@ -90,15 +92,15 @@ def load_list(folder: Path, root: Path, is_flat: Callable[[Path], bool]) -> ByLi
             f"{folder} holds images and no folders named by wnid, and there is no {_KAGGLE} under {root}: expected one "
             f"of the two; put Kaggle's {_KAGGLE} into {root}, or sort the images into folders by wnid"
         )
-    return _checked(ByList(folder, _KAGGLE, *_read(path, _kaggle_row)), path)
+    return _checked(ByList(folder, path, *_read(path, _kaggle_row)))
 
 
-def _checked(split: ByList, path: Path) -> ByList:
+def _checked(split: ByList) -> ByList:
     if not any((split.folder / name).exists() for name in split.rows):
         first = next(iter([*split.rows, *split.wrong]), "nothing")
         raise LayoutError(
-            f"none of the {len(split.rows) + len(split.wrong)} lines of {path} leads to an image in {split.folder} "
-            f"(the first names '{first[:80]}'): expected file names and wnids; unpack the images there"
+            f"none of the {len(split.rows) + len(split.wrong)} lines of {split.path} leads to an image in "
+            f"{split.folder} (the first names '{first[:80]}'): expected file names and wnids; unpack the images there"
         )
     return split
 
@@ -107,16 +109,17 @@ def _read(path: Path, parse: Callable[[str], tuple[str, str]]) -> tuple[dict[str
     """({file name: wnid}, lines that are wrong)."""
     if path.stat().st_size > _LARGEST:
         raise LayoutError(f"{path} has more than {_LARGEST} bytes: expected a list of images; put the right file there")
-    rows, wrong = dict[str, str](), []
+    rows, wrong, disputed = dict[str, str](), [], set[str]()
     for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if not line.strip() or line.startswith("ImageId,"):
             continue
         name, wnid = parse(line)
         if not WNID.fullmatch(wnid) or not name or "/" in name or "\\" in name or rows.get(name, wnid) != wnid:
             wrong.append(line)
+            disputed |= {name} & rows.keys() if WNID.fullmatch(wnid) else set()
         else:
             rows[name] = wnid
-    return rows, tuple(wrong)
+    return {name: wnid for name, wnid in rows.items() if name not in disputed}, tuple(wrong)
 
 
 def _tiny_row(line: str) -> tuple[str, str]:

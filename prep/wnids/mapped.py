@@ -1,7 +1,8 @@
 """`--map-to`: the wnids of an ImageNet as the classes of another dataset, by our mapping or by a file.
 
 FILE is UTF-8 text with tabs between columns and their names in the first line; wnid and class are needed, and classes
-are numbered in the order in which they first appear. `seg-prep map imagenet21k ade20k --out FILE` writes one.
+are numbered in the order in which they first appear; the class `void` leaves a wnid out.
+`seg-prep map imagenet21k ade20k --out FILE` writes one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from prep.class_file import is_void
 from prep.mapping.table import read_mapping
 from shards.classes import ClassTable
 from shards.errors import SettingsError
@@ -77,6 +79,6 @@ def _ours(target: str, descendants: bool) -> tuple[ClassTable, Mapping[str, int]
 
 
 def _of_file(path: Path) -> tuple[ClassTable, Mapping[str, int]]:
-    names = read_mapping(path)
+    names = {wnid: name for wnid, name in read_mapping(path).items() if not is_void(name, str(path))}
     ids = {name: index for index, name in enumerate(dict.fromkeys(names.values()))}
     return ClassTable.make(list(ids)), {wnid: ids[name] for wnid, name in names.items()}

@@ -237,9 +237,12 @@ def _of_folder(wnid: str, folder: Path) -> Iterator[ListedImage]:
 
 def _of_tar(wnid: str, tar: Place) -> Iterator[ListedImage]:
     for member in members(tar):
-        name = PurePosixPath(member.path).name
-        if not name.startswith("."):
-            yield ListedImage(wnid, name, member.place, member.problem)
+        path = PurePosixPath(member.path)
+        folder, problem = path.parent.name, member.problem
+        if problem is None and folder != wnid and WNID.fullmatch(folder):
+            problem = f"{member.path[:80]} lies in the tar of {wnid}; expected images of one wnid in a tar"
+        if not path.name.startswith("."):
+            yield ListedImage(wnid, path.name, member.place, problem)
 
 
 def _is_flat(folder: Path) -> bool:

@@ -199,6 +199,24 @@ def test_the_tools_refuse_in_one_line(tmp_path: Path, seg_prep: SegPrep, argumen
     assert message in seg_prep.refused(*(argument.format(tmp=tmp_path) for argument in arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["map", "imagenet21k", "{kept}", "--out", "{kept}"], "names.tsv"),
+        (["map", "imagenet21k", "{kept}", "--out", "{tmp}/a.tsv"], "a.review.tsv"),
+        (["union", "cocostuff", "{kept}", "--out", "{tmp}/x/../names.tsv"], "names.tsv"),
+    ],
+)
+def test_the_tools_do_not_overwrite_what_they_read(
+    tmp_path: Path, seg_prep: SegPrep, arguments: list[str], kept: str
+) -> None:
+    path = tmp_path / kept
+    (tmp_path / "x").mkdir()
+    path.write_text("dog\ncat\n")
+    assert "would overwrite" in seg_prep.refused(*(one.format(tmp=tmp_path, kept=path) for one in arguments))
+    assert path.read_text() == "dog\ncat\n"
+
+
 @pytest.mark.parametrize("tool", ["map", "union"])
 def test_the_tools_explain_themselves(tool: str) -> None:
     text = CliRunner().invoke(command, [tool, "--help"], prog_name="seg-prep").output

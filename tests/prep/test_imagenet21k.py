@@ -16,7 +16,7 @@ from PIL import Image
 import shards
 from prep.datasets import load_reader
 from prep.wnids import variants
-from shards.errors import FormatError, LayoutError, SettingsError
+from shards.errors import FormatError, LayoutError, SettingsError, UserError
 from shards.manifest import load_manifest
 from shards.verify import verify
 from tests.fakes import taxonomy_rows
@@ -247,6 +247,13 @@ def test_map_to_a_file(tmp_path: Path) -> None:
     assert manifest.title.endswith("3 classes")
 
 
+def test_void_leaves_a_wnid_out(tmp_path: Path) -> None:
+    table = write(tmp_path / "map.tsv", b"wnid\tclass\nn04399382\tvoid\nn02121808\tcat\nn02084071\tdog\n")
+    found = built(fake_folders(tmp_path / "in"), tmp_path / "out", given={"map-to": str(table)})
+    assert load_manifest(tmp_path / "out").class_table.names == ("cat", "dog")
+    assert {key[:9]: list(sample.weak) for key, sample in found.items()} == {"n02121808": [0], "n02084071": [1]}
+
+
 def test_map_to_leaves_out_listed_images_too(tmp_path: Path) -> None:
     root = fake_tiny(tmp_path / "in")
     table = write(tmp_path / "map.tsv", b"wnid\tclass\nn04399382\ttoy\n")
@@ -275,6 +282,8 @@ def test_map_to_a_dataset(tmp_path: Path) -> None:
         (b"wnid\tname\nn02084071\tdog\n", FormatError, "lacks wnid or class"),
         (b"", FormatError, "no rows"),
         (b"wnid\tclass\nn02084071\ta\nn02084071\tb\n", FormatError, "twice"),
+        (b"wnid\tclass\nn02084071\tdog\nn0208407\tcat\n", FormatError, "line 3: 'n0208407' is no WordNet id"),
+        (b"wnid\tclass\nn02084071\tVoid\n", UserError, "'Void' found; expected void, in lower case"),
     ],
 )
 def test_a_bad_mapping_is_refused(
@@ -364,6 +373,15 @@ def test_links_and_foreign_members_of_tars(tmp_path: Path) -> None:
         ("n02084071/n02084071_1", "a hard link in a tar; expected an image"),
         ("n02084071/notes", "n02084071.tar/./notes.txt: not an image file (6 bytes)"),
     ]
+
+
+def test_images_of_another_wnid_in_a_tar_are_quarantined(tmp_path: Path) -> None:
+    inside = {f"{wnid}/{wnid}_0.JPEG": jpeg(wnid, 0) for wnid in ("n02084071", "n02121808")}
+    write(tmp_path / "in/n02084071.tar", tar_bytes(inside))
+    found = built(tmp_path / "in", tmp_path / "out")
+    assert list(found) == ["n02084071/n02084071_0"]
+    (bad,) = quarantine(tmp_path / "out")
+    assert bad["reason"].startswith("n02121808/n02121808_0.JPEG lies in the tar of n02084071")
 
 
 def test_names_with_dots_and_other_scripts(tmp_path: Path) -> None:
@@ -481,14 +499,19 @@ def test_validation_images_and_list_that_disagree(tmp_path: Path) -> None:
         file.write("../../secret.JPEG\tn02084071\t1\nval_9.JPEG\tdog\t1\nval_3.JPEG\tn12345678\nalone\n\n")
     built(root, tmp_path / "out", split="val", splits=("val",))
     reasons = [bad["reason"] for bad in quarantine(tmp_path / "out")]
-    assert len(shards.open(tmp_path / "out", split="val", scale="1")) == 3
-    assert len(reasons) == 6
+    assert len(shards.open(tmp_path / "out", split="val", scale="1")) == 2  # val_3 has two wnids, so it has none
     for reason, part in zip(
         reasons,
-        ("val_4.JPEG: missing file", "not in val_annotations.txt", "../../secret", "'val_9", "'val_3", "'alone'"),
+        (
+            "val_4.JPEG: missing file",
+            *["not in val_annotations.txt, or more than once"] * 2,
+            *("../../secret", "'val_9", "'val_3", "'alone'"),
+        ),
         strict=True,
     ):
         assert part in reason
+    wrong = {bad["source"] for bad in quarantine(tmp_path / "out") if bad["key"].startswith("line-")}
+    assert wrong == {"val/val_annotations.txt"}
 
 
 def test_flat_validation_images_need_their_list(tmp_path: Path) -> None:

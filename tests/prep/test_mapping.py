@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from prep.class_file import read_class_file
 from prep.mapping import Mapping, describe_mapping, map_classes, read_mapping, review_path, write_mapping
 from prep.mapping.tables import find_table, load_overrides, table_names
 from prep.mapping.wordnet import load_wordnet
@@ -244,9 +245,27 @@ def test_a_persons_own_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.txt", "void\nsofa\t1,2,3\nvoid\ncrane (bird)\t4,5,6\n"),
+        ("classes.tsv", "id\tname\n9\tcrane (bird)\n0\tvoid\n7\tsofa\n"),
+    ],
+)
+def test_classes_are_numbered_as_the_folder_reader_does(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    assert read_class_file(tmp_path).classes.names == ("sofa", "crane (bird)")
+    made = map_classes("imagenet21k", str(path))
+    assert made.classes == ("sofa", "crane (bird)")
+    assert made.class_of["n04256520"] == 0
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no class names found"),
+        ("Name\nsofa\n", r"first line with 'Name' found; expected the column `name`, in lower case"),
+        ("id\tname\nx\tsofa\n", r"id 'x' found; expected a number"),
         ("sofa\nsofa\n", r"class 1: name 'sofa' is empty or stands there twice"),
         ("name\twnid\nsofa\tn42\n", r"class 'sofa': 'n42' is no WordNet id; expected n and eight digits"),
         ("name\tx\n\ty\n", r"class 0: name '' is empty"),
@@ -287,6 +306,7 @@ def test_unknown_names_are_refused() -> None:
         ("wnid\tname\nn02084071\tdog\n", "line 2 lacks wnid or class"),
         ("wnid\tclass\nn02084071\tdog\nn02084071\tcat\n", "line 3: n02084071 stands in the table twice"),
         ("wnid\tclass\nn02084071\t\n", "line 2 lacks wnid or class"),
+        ("wnid\tclass\ndog\tdog\n", "line 2: 'dog' is no WordNet id"),
     ],
 )
 def test_mappings_that_are_none_are_refused(tmp_path: Path, text: str, message: str) -> None:

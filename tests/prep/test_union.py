@@ -215,6 +215,14 @@ def test_unions_that_cannot_be_are_refused(names: list[str], way: str | None, me
         unite(names, way)
 
 
+def test_one_file_by_two_names_is_one_table(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("dog\ncat\n")
+    (tmp_path / "link.txt").symlink_to(path)
+    with pytest.raises(SettingsError, match="expected two or more different ones"):
+        unite([str(path), str(tmp_path / "link.txt")])
+
+
 def entry(index: int, label: str, *wnids: str) -> Entry:
     """One class of a table."""
     return Entry("t", index, label, label, label, wnids)

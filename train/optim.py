@@ -3,9 +3,9 @@
 `build_optimizer(model, config.optim)` then, each step, `set_rates(optimizer, step, ...)`: nothing about the schedule
 is stored, so a resumed run continues with the same rates.
 
-The class table of an embedding head (with a learnt temperature) is a group of its own: its own factor on the learning
-rate, momentum and power of "poly", and no weight decay, as only its directions mean something: decay would shrink the
-lengths and so speed the directions up.
+The class table of an embedding head is a group of its own: its own factor on the learning rate, momentum and power of
+"poly", and no weight decay, as only its directions mean something: decay would shrink the lengths and so speed the
+directions up. A learnt temperature is another group, alike but at a hundredth of the rate.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from train.models import EmbeddingModel, SegmentationModel
 
 GROUP_SCALE = "lr_scale"  # a group's factor on the common learning rate
 GROUP_POWER = "power"  # a group's own power of schedule "poly", where it has one
+TEMPERATURE_SCALE = 0.01  # at full rate the temperature outruns the embeddings: a softmax that is all but uniform
 
 
 def learning_rate(step: int, steps: int, optim: Optim, schedule: Schedule) -> float:
@@ -65,7 +66,7 @@ def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, optim: Op
 
 def parameter_groups(model: SegmentationModel, config: Optim) -> list[dict[str, Any]]:
     """The trainable parameters in up to four groups: encoder or decoder, with or without weight decay; and last the
-    class table of an embedding head.
+    class table of an embedding head and its temperature, where that is learnt.
 
     Every trainable parameter is in exactly one group, in the order of the model's own listing, so that an
     optimiser's state can be stored by position. Norm parameters and biases are those with fewer than two dimensions.
@@ -76,19 +77,20 @@ def parameter_groups(model: SegmentationModel, config: Optim) -> list[dict[str, 
         ("decoder", model.decoder_parameters(), 1.0),
     ):
         groups += _by_decay(name, [p for p in parameters if p.requires_grad], scale, config)
-    return [*groups, _table(model, config)] if isinstance(model, EmbeddingModel) else groups
+    return [*groups, *_of_table(model, config)] if isinstance(model, EmbeddingModel) else groups
 
 
-def _table(model: EmbeddingModel, config: Optim) -> dict[str, Any]:
-    group = {
-        "name": "embeddings",
-        "params": list(model.table_parameters()),
-        "weight_decay": 0.0,
-        GROUP_SCALE: config.embedding_lr_scale,
-        GROUP_POWER: config.embedding_power,
-        "lr": config.lr * config.embedding_lr_scale,
-    }
-    return {**group, "momentum": config.embedding_momentum} if config.name == "sgd" else group
+def _of_table(model: EmbeddingModel, config: Optim) -> list[dict[str, Any]]:
+    own = [("embeddings", model.classes, 1.0), ("temperature", model.temperature, TEMPERATURE_SCALE)]
+    common: dict[str, Any] = {"weight_decay": 0.0, GROUP_POWER: config.embedding_power}
+    if config.name == "sgd":
+        common["momentum"] = config.embedding_momentum
+    groups = []
+    for name, module, factor in own:
+        scale = config.embedding_lr_scale * factor
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        groups += [{"name": name, "params": parameters, GROUP_SCALE: scale, "lr": config.lr * scale, **common}]
+    return [group for group in groups if group["params"]]
 
 
 def _by_decay(name: str, parameters: list[nn.Parameter], scale: float, config: Optim) -> list[dict[str, Any]]:

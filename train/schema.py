@@ -198,8 +198,8 @@ class Loss(Section):
 class Optim(Section):
     """The optimiser. encoder_lr_scale multiplies lr for the encoder; clip is the largest gradient norm.
 
-    With model.head = "embedding" alone: the class table (and a learned temperature) has its own factor on lr, its own
-    momentum (sgd) and its own power of schedule "poly"; it has no weight decay.
+    With model.head = "embedding" alone: the class table has its own factor on lr, its own momentum (sgd) and its own
+    power of schedule "poly"; it has no weight decay. A learnt temperature likewise, at a hundredth of the rate.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -258,7 +258,8 @@ class Loop(Section):
 class Evaluation(Section):
     """How a run is evaluated; scores are always taken at the source's resolution.
 
-    scales: factors applied to the input image; the softmax outputs are averaged. flip: average with the mirror image.
+    scales: factors applied to the input image; the softmax outputs are averaged (embedding head: the embeddings). flip:
+    average with the mirror image.
     input_scale: "1" feeds the source image, a stored scale such as "1/4" the image stored at that scale.
     """
 

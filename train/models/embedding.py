@@ -10,7 +10,6 @@ Source: Jain et al., "Scaling Semantic Segmentation Beyond 1K Classes on a Singl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -114,8 +113,3 @@ class EmbeddingModel(SegmentationModel):
     def coarse(self, images: Tensor) -> Tensor:
         """Pixel embeddings at the network's own stride, of the padded input."""
         return on_sphere(super().coarse(images), 1)
-
-    def table_parameters(self) -> Iterator[nn.Parameter]:
-        """The class table and a learnt temperature: what has its own learning rate and no weight decay."""
-        yield from self.classes.parameters()
-        yield from self.temperature.parameters()

@@ -172,3 +172,10 @@ def test_a_release_without_label_ids_is_refused_with_a_reason() -> None:
     ]
     with pytest.raises(LayoutError, match="labelIds"):
         list(READER.samples(root, "train"))
+
+
+def test_without_scale_1_instance_maps_are_not_read(tmp_path: Path) -> None:
+    root = fake_cityscapes(tmp_path / "cs", {"val": 2})
+    for path in (root / "gtFine").rglob("*_gtFine_instanceIds.png"):
+        path.write_bytes(b"damaged")
+    assert run_build("cityscapes", root, tmp_path / "half", scales="1/2").bad == []

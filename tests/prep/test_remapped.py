@@ -304,3 +304,19 @@ def test_camvid_by_ones_own_file(tmp_path: Path, seg_prep: SegPrep) -> None:
         ids = ids_of(root / "valannot" / f"{sample.key}.png")
         assert sample.hard is not None
         assert np.array_equal(sample.hard, np.where(ids == 8, 0, np.where(ids == 3, 1, IGNORE)))
+
+
+def test_ids_are_numbers_and_not_texts(tmp_path: Path) -> None:
+    spec = _file(
+        tmp_path / "m.tsv",
+        "from|to|id",
+        "road|k10|10",
+        "car|k2|2",
+        "van|k2|2",
+        "cat|k0|0",
+        "dog|k1|1",
+        *(f"|k{n}|{n}" for n in (9, 8, 7, 6, 5, 4, 3)),
+    )
+    reader = remapped(Toy(), spec)
+    assert reader.classes.names == tuple(f"k{n}" for n in range(11))
+    assert np.asarray(reader.decode_label(b"", "x", None)).tolist() == [[10, 2, 2, 0, 1, IGNORE]]

@@ -146,3 +146,20 @@ def test_an_index_that_changes_while_it_is_read_is_found(shard_set, tmp_path):
     last = dataset.manifest.splits["train"].scales["1"].shards[0].samples - 1
     with pytest.raises(FormatError, match="is not an index entry"):
         dataset[last]
+
+
+def test_what_was_read_does_not_travel_to_other_processes(shard_set):
+    ds = shards.open(shard_set, split="train", scale="1")
+    fresh = len(pickle.dumps(ds))
+    ds[0]
+    assert len(pickle.dumps(ds)) == fresh
+
+
+def test_an_index_that_has_lost_a_line_is_no_shorter_set(tmp_path):
+    build(tmp_path, "webdataset")
+    ds = shards.open(tmp_path, split="train", scale="1")
+    record = ds.manifest.splits["train"].scales["1"].shards[0]
+    path = tmp_path / record.index.path
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(FormatError, match=rf"{record.samples - 1} samples found; the manifest has {record.samples}"):
+        ds[0]

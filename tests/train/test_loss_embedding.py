@@ -314,10 +314,10 @@ def test_a_row_counts_with_the_sum_of_its_weights_over_one_too(loss: Callable[..
 
 def test_sums_add_up_over_parts() -> None:
     some = case(15)
-    for sums, extra in ((nearest_cross_entropy_sums, (3,)), (streaming_cross_entropy_sums, ())):
-        whole = sums(*some.args(), *extra)
+    for sums in (partial(nearest_cross_entropy_sums, k=3, search=brute_force), streaming_cross_entropy_sums):
+        whole = sums(*some.args())
         parts = [
-            sums(some.pixels[part], some.table, some.ids[part], some.weights[part], *extra)
+            sums(some.pixels[part], some.table, some.ids[part], some.weights[part])
             for part in (slice(0, 9), slice(9, None))
         ]
         for n in range(2):
@@ -358,7 +358,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
 
 
 @both
-@pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_line(loss: Callable[..., Tensor], changes: dict[str, object], message: str) -> None:
     some = case(17, void=0.0)
     good = {"pixels": some.pixels, "table": some.table, "ids": some.ids, "weights": some.weights}
@@ -371,3 +371,12 @@ def test_bad_input_is_one_line(loss: Callable[..., Tensor], changes: dict[str, o
 def test_k_below_zero_is_refused() -> None:
     with pytest.raises(SettingsError, match="k is -1"):
         nearest_cross_entropy(*case(0).args(), -1)
+
+
+def test_the_search_is_that_of_train_neighbors_unless_one_is_given() -> None:
+    some = case(18)
+    group = torch.arange(23) % 2
+    allowed = torch.arange(18).view(2, 9) % 3 > 0
+    for extra in ({}, {"allowed": allowed, "group": group}):
+        got = nearest_cross_entropy(*some.args(), 3, **extra)
+        torch.testing.assert_close(got, nearest_loss(*some.args(), 3, **extra))

@@ -14,6 +14,7 @@ chunks, search included; see train/losses/rows.py for what is held.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from train.losses.rows import (
     Chunk,
     Distance,
     Problem,
+    Search,
     accumulate,
     add_rows,
     attach,
@@ -33,8 +35,7 @@ from train.losses.rows import (
     wants_gradients,
 )
 from train.losses.streaming import streaming_cross_entropy_sums
-
-Search = Callable[[Tensor, Tensor, int], Tensor]  # queries [r, d], table [C, d], k -> ids int64 [r, k]
+from train.neighbors import build_index
 
 # entries of the [r, K + k, d] gather of a chunk's candidates
 GATHER, GATHER_CUDA = 1 << 20, 1 << 24
@@ -106,7 +107,7 @@ def nearest_cross_entropy_sums(
     gradients = wants_gradients(pixels, table, tau)
     with full_precision(pixels.device):
         given = problem(pixels, table, ids, weights, tau, distance, allowed, group)
-        solver = Candidates(given, k, search or nearest)
+        solver = Candidates(given, k, search)
         found = accumulate(given, gather_rows(given, k, gather), solver, gradients)
     cost = attach(found, pixels, table, tau, given.kept) if gradients else found.cost
     return cost, weights.sum(dtype=given.table.dtype)
@@ -122,16 +123,15 @@ def gather_rows(given: Problem, k: int, gather: int | None = None) -> int:
 class Candidates:
     """Solver of the loss over targets and nearest classes."""
 
-    def __init__(self, given: Problem, k: int, search: Search) -> None:
-        self.given, self.k, self.search = given, k, search
+    def __init__(self, given: Problem, k: int, search: Search | None) -> None:
+        self.given = given
         self.pulls = torch.zeros_like(given.table)
-        # a search of NaN may answer anything; the cost is NaN all the same
-        self.searched = given.table if bool(given.table.isfinite().all()) else finite(given.table)
+        self.nearby = Nearby(given, k, search)
 
     def step(self, chunk: Chunk, gradients: bool) -> tuple[Tensor, Tensor | None]:
         """Costs, and with `gradients` those of x; see `Solver`."""
         planes, table = chunk.ids.shape[1], self.given.table
-        candidates, counted = union(chunk, self._neighbours(chunk))
+        candidates, counted = union(chunk, self.nearby.find(chunk))
         apart = table.index_select(0, candidates.flatten()).view(*candidates.shape, -1)
         apart -= chunk.x[:, None]  # e - x, [r, K + k, d]
         squares = apart.square().sum(dim=2)
@@ -156,21 +156,53 @@ class Candidates:
         """See `Solver`."""
         return self.pulls
 
-    def _neighbours(self, chunk: Chunk) -> Tensor:
-        """The k nearest of the classes that a row may be compared with, int64 [r, k]; -1 where there are fewer."""
-        queries = finite(chunk.x)
+
+class Nearby:
+    """The k nearest of the classes that a row may be compared with."""
+
+    def __init__(self, given: Problem, k: int, search: Search | None) -> None:
+        self.allowed, self.k, self.search = given.allowed, k, search
+        self.rows = given.rows
+        # a search of NaN may answer anything; the cost is NaN all the same
+        self.table = given.table if bool(given.table.isfinite().all()) else finite(given.table)
+        self.ready: dict[int, Callable[[Tensor], Tensor]] = {}  # by group; -1: all classes
+
+    def find(self, chunk: Chunk) -> Tensor:
+        """int64 [r, k]; -1 where a row's group allows fewer."""
         if self.k == 0:
             return chunk.ids[:, :0]
-        if self.given.allowed is None or chunk.group is None:
-            return self.search(queries, self.searched, self.k)
+        queries = finite(chunk.x)
+        if self.allowed is None or chunk.group is None:
+            return self._searcher(-1)(queries)
         found = torch.full((len(queries), self.k), -1, device=queries.device)
         for group in chunk.group.unique().tolist():
-            classes = self.given.allowed[group].nonzero()[:, 0]
-            k = min(self.k, len(classes))
             rows = (chunk.group == group).nonzero()[:, 0]
-            if k:
-                found[rows, :k] = classes[self.search(queries[rows], self.searched[classes], k)]
+            near = self._searcher(group)(queries[rows])
+            found[rows, : near.shape[1]] = near
         return found
+
+    def _searcher(self, group: int) -> Callable[[Tensor], Tensor]:
+        """The search of one group, made at its first call: an index serves all chunks."""
+        if group not in self.ready:
+            self.ready[group] = self._over(None if group < 0 or self.allowed is None else self.allowed[group])
+        return self.ready[group]
+
+    def _over(self, allowed: Tensor | None) -> Callable[[Tensor], Tensor]:
+        classes = None if allowed is None else allowed.nonzero()[:, 0]
+        table = self.table if classes is None else self.table[classes]
+        k = min(self.k, len(table))
+        if k == 0:
+            return lambda queries: torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+        if self.search is None:
+            index = build_index(table, queries=self.rows, k=k)
+            search = index.nearest
+        else:
+            search = partial(_swapped, self.search, table)
+        return lambda queries: search(queries, k) if classes is None else classes[search(queries, k)]
+
+
+def _swapped(search: Search, table: Tensor, queries: Tensor, k: int) -> Tensor:
+    return search(queries, table, k)
 
 
 def union(chunk: Chunk, neighbours: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,8 +212,3 @@ def union(chunk: Chunk, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     repeats = (same & filled[:, None, :]).tril(-1).any(dim=2)
     new = (neighbours >= 0) & (neighbours[:, :, None] != chunk.ids[:, None, :]).all(dim=2)
     return torch.cat([chunk.ids, neighbours.clamp(min=0)], dim=1), torch.cat([filled & ~repeats, new], dim=1)
-
-
-def nearest(queries: Tensor, table: Tensor, k: int) -> Tensor:
-    """Placeholder until train.neighbors lands."""
-    return torch.cdist(queries, table, compute_mode="donot_use_mm_for_euclid_dist").argsort(dim=1, stable=True)[:, :k]

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from shards.errors import SettingsError
-from train.losses.embedding import Search, nearest
-from train.losses.rows import Found, add_rows, attach, finite, full_precision, wants_gradients
+from train.losses.rows import Found, Search, add_rows, attach, finite, full_precision, wants_gradients
+from train.neighbors import nearest
 
 
 def margin_regulariser(table: Tensor, margin: float = 0.2, *, search: Search | None = None) -> Tensor:
     """Eq. 7, a scalar in float32 (float64 for a float64 table).
 
-    The gradient is that of the formula: each pair that a class forms with its nearest pushes both ends apart. Of several
-    nearest classes the one with the lowest id forms the pair. Two classes at distance 0 pay the whole margin and have
-    no direction to go: gradient 0. One class alone pays nothing. A table that holds NaN costs NaN.
+    The gradient is that of the formula: each pair that a class forms with its nearest pushes both ends apart. Of
+    several nearest classes the one with the lowest id forms the pair. Two classes at distance 0 pay the whole margin
+    and have no direction to go: gradient 0. One class alone pays nothing. A table that holds NaN costs NaN.
 
     Args:
         table: [C, d] class embeddings.

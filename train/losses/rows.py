@@ -11,7 +11,7 @@ matrix products, whatever the types of the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from shards.errors import SettingsError
 
 Distance = Literal["squared", "plain"]
+Search = Callable[[Tensor, Tensor, int], Tensor]  # queries [r, d], table [C, d], k -> ids int64 [r, k]
 DEGREE = {"squared": 2, "plain": 1}  # distances of c x and c e are c^degree times those of x and e
 
 
@@ -133,10 +134,8 @@ def _check_shapes(
     if allowed is None and group is None:
         return
     if allowed is None or group is None or group.shape != (len(pixels),) or allowed.shape[1:] != (len(table),):
-        raise SettingsError(
-            "allowed [G, C] and group [N] go together: "
-            f"found {None if allowed is None else list(allowed.shape)} and {None if group is None else list(group.shape)}"
-        )
+        found = [None if value is None else list(value.shape) for value in (allowed, group)]
+        raise SettingsError(f"allowed [G, C] and group [N] go together; found {found[0]} and {found[1]}")
 
 
 @contextmanager
@@ -153,7 +152,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @dataclass
 class Found:
-    """A loss with its gradients, which are None where nobody asked: cost 0-dim, pixels [n, d], table [C, d], tau 0-dim."""
+    """A loss (0-dim) with its gradients, which are None where nobody asked: pixels [n, d], table [C, d], tau 0-dim."""
 
     cost: Tensor
     pixels: Tensor | None = None

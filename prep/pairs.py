@@ -36,9 +36,11 @@ def paired(
     if leave_out:
         truth = {stem: names for stem, names in truth.items() if not stem.endswith(leave_out)}
     for stem in sorted(found.keys() | truth.keys()):
-        label = labels / truth.get(stem, [stem + suffix])[0] if labels else None
+        names = truth.get(stem, [stem + suffix])
+        label = labels / names[0] if labels else None
+        problem = f"labels {', '.join(names)} have one stem; expected one of them" if len(names) > 1 else None
         for name in found.get(stem, [stem + IMAGES[0]]):
-            yield RawSample(clean_key(stem), images / name, label)
+            yield RawSample(clean_key(stem), images / name, label, problem=problem)
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], remedy: str) -> dict[str, list[str]]:

@@ -236,3 +236,13 @@ def test_splits_by_other_names_are_not_mixed(tmp_path: Path, names: tuple[str, s
     root = own_data(own_data(tmp_path / "raw", "x", split=names[0]), "y", split=names[1])
     line = seg_prep.refused("folder", "--root", root, "--out", tmp_path / "out")
     assert f"holds {names[0]}/, {names[1]}/: expected the splits' names train, val, test; rename them" in line
+
+
+def test_two_labels_of_one_stem_are_not_chosen_among(tmp_path: Path) -> None:
+    root, out = fake_kitti(tmp_path / "raw"), tmp_path / "out"
+    label = root / "training/semantic/000001_10.png"
+    (label.parent / "000001_10.PNG").write_bytes(label.read_bytes())
+    run_build("kitti", root, out)
+    assert [bad["reason"] for bad in quarantine(out)] == [
+        "labels 000001_10.PNG, 000001_10.png have one stem; expected one of them"
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,24 @@ def test_annotations_are_found_by_image_in_the_order_of_the_file(tmp_path: Path)
         assert index.categories_of(image) == sorted({a["category_id"] for a in want})
     assert index.images.size(images[0]["id"]) == (4, 5)
     assert index.parts(999) == ()
+
+
+def test_an_element_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [{"b": "' + "x" * 5000)
+    monkeypatch.setattr("prep.coco.elements.LARGEST", 1000)
+    with pytest.raises(LayoutError, match="an element of 'a' from byte 7 on is larger than 1000 bytes"):
+        list(elements(path, ("a",), 100))
+
+
+def test_a_file_that_changed_at_equal_size_is_indexed_again(tmp_path: Path) -> None:
+    content = {"images": [{"id": 1, "height": 4, "width": 5}], "annotations": [], "categories": []}
+    path = write(tmp_path / "a.json", content)
+    os.utime(path, ns=(1, 1))
+    assert load_index(path).images.size(1) == (4, 5)
+    path.write_text(path.read_text().replace("4", "6"))
+    os.utime(path, ns=(1, 2))
+    assert load_index(path).images.size(1) == (6, 5)
 
 
 def test_a_file_that_changed_is_indexed_again(tmp_path: Path) -> None:

@@ -237,6 +237,14 @@ def test_a_bad_mask_names_its_annotation() -> None:
         merged([], annotations((94, {"size": [3, 3], "counts": [9]})))
 
 
+def test_more_annotations_than_owners_can_number_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = annotations(*((n + 1, box(n, 0, 1, 1, SIZE)) for n in range(3)))
+    monkeypatch.setattr("prep.coco.merge.MOST", 3)
+    merged(entries, [])
+    with pytest.raises(SampleError, match="4 annotations; expected at most 3"):
+        merged(entries, annotations((94, box(0, 0, 1, 1, SIZE))))
+
+
 def test_an_image_without_annotations_is_void() -> None:
     label = merged([], [])
     assert np.array_equal(label.hard, np.full(SIZE, IGNORE))

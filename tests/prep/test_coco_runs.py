@@ -132,6 +132,7 @@ def test_a_polygon_of_too_many_border_points_is_refused_before_anything_is_alloc
         ("00", "does not fill"),
         ("O0", "negative count"),
         ("P", "no compressed text"),  # ends within a number
+        ("PPPPPPPP0", "no compressed text"),  # zeros beyond 32 bits
         ("oooooooooooooooooooooo", "no compressed text"),  # a number without end
         ("\x01\x02", "no compressed text"),
         ("é", "no compressed text"),

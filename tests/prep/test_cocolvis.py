@@ -156,6 +156,19 @@ def test_the_audit_counts_what_the_merge_did(tmp_path: Path) -> None:
     assert audit["splits"]["val"]["pixels_claimed_twice"]["LVIS-LVIS"]["pixels"] == 0
 
 
+def test_the_audit_lists_the_most_contested_pairs_first(tmp_path: Path) -> None:
+    fake = FakeCoco()
+    fake.image("train", 9)
+    fake.image("val", 42)
+    for category, side in ((1, 10), (2, 2), (3, 5)):
+        fake.lvis(9, category, code(box(0, 0, side, side)))
+    built(fake.write(tmp_path / "coco"), tmp_path / "out", overlap="first")
+    audit = json.loads((tmp_path / "out/merge-audit.json").read_text())
+    twice = audit["splits"]["train"]["pixels_claimed_twice"]["LVIS-LVIS"]
+    assert [pair["pixels"] for pair in twice["pairs"]] == [25, 4]
+    assert twice["pixels"] == 29
+
+
 def test_images_in_one_file_alone_are_counted(tmp_path: Path) -> None:
     fake = small_coco()
     fake.image("train", 50, stuff=False)

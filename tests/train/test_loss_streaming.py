@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from shards.errors import SettingsError
 from tests.train.embedding_oracle import Case, brute_force, case, expected
 from train.losses import nearest_cross_entropy, streaming_cross_entropy
 from train.losses.approximation import approximation, worst_case
@@ -72,6 +73,17 @@ def test_gaps_beyond_the_exponentials_range_stay_finite(distance: str) -> None:
     assert got.item() == pytest.approx(expected(some, None, distance, tau=torch.tensor(1e-3).double()).item(), rel=1e-4)
     assert bool(few.pixels.grad.isfinite().all())
     assert bool(few.table.grad.isfinite().all())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton runs there")
+def test_engines() -> None:
+    some = case(4)
+    cost = streaming_cross_entropy(*some.args())
+    assert cost == streaming_cross_entropy(*some.args(), engine="torch")
+    with pytest.raises(SettingsError, match='engine "triton" needs CUDA'):
+        streaming_cross_entropy(*some.args(), engine="triton")
+    with pytest.raises(SettingsError, match='engine is "cuda"'):
+        streaming_cross_entropy(*some.args(), engine="cuda")  # type: ignore[arg-type]
 
 
 class Largest(TorchDispatchMode):

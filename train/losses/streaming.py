@@ -13,13 +13,19 @@ plain one needs differences of nearly equal numbers, whose root is steep at 0: i
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
+from shards.errors import SettingsError
 from train.losses.rows import (
     Chunk,
     Distance,
     Problem,
+    Solver,
     accumulate,
     attach,
     full_precision,
@@ -31,6 +37,8 @@ from train.losses.rows import (
 # entries of a tile: on a CPU what its caches hold, on a GPU what keeps it busy
 TILE, TILE_CUDA = 1 << 19, 1 << 24
 FEWEST_ROWS = 16
+WIDEST = 128  # d that the triton kernels take
+Engine = Literal["auto", "torch", "triton"]
 
 
 def streaming_cross_entropy(
@@ -44,6 +52,7 @@ def streaming_cross_entropy(
     allowed: Tensor | None = None,
     group: Tensor | None = None,
     tile: int | None = None,
+    engine: Engine = "auto",
 ) -> Tensor:
     """Cross-entropy of the softmax over all classes: the mean cost a labelled row, a scalar; see the module.
 
@@ -56,17 +65,19 @@ def streaming_cross_entropy(
         tau: temperature, a number or a 0-dim tensor that may have a gradient.
         distance: "squared" or "plain".
         allowed: bool [G, C] with group int [N]: only these classes and the row's targets are in the softmax.
-        tile: entries of a tile (rows x classes); by default what suits the device. Results differ by rounding.
+        tile: entries of a tile (rows x classes) in torch; by default what suits the device. Results differ by rounding.
+        engine: "torch", "triton" (fused kernels: float32 on CUDA, d up to 128) or "auto": triton where it runs.
 
     Returns:
         The sum of the costs over the sum of the weights, float32 (float64 for float64 inputs); 0 with gradient 0 where
         all rows are void; NaN where a labelled row or the table holds NaN.
 
     Raises:
-        SettingsError: shapes that do not fit, ids out of range, negative weights, tau not above 0.
+        SettingsError: shapes that do not fit, ids out of range, negative weights, tau not above 0, an engine that
+            does not run here.
     """
     cost, total = streaming_cross_entropy_sums(
-        pixels, table, ids, weights, tau, distance, allowed=allowed, group=group, tile=tile
+        pixels, table, ids, weights, tau, distance, allowed=allowed, group=group, tile=tile, engine=engine
     )
     return mean(cost, total)
 
@@ -82,14 +93,30 @@ def streaming_cross_entropy_sums(
     allowed: Tensor | None = None,
     group: Tensor | None = None,
     tile: int | None = None,
+    engine: Engine = "auto",
 ) -> tuple[Tensor, Tensor]:
     """(sum of the costs, sum of the weights): `streaming_cross_entropy` before its division, as accumulation needs."""
     gradients = wants_gradients(pixels, table, tau)
     with full_precision(pixels.device):
         given = problem(pixels, table, ids, weights, tau, distance, allowed, group)
-        found = accumulate(given, tile_rows(given, tile), FullSoftmax(given), gradients)
+        solver, rows = _solver(given, tile, engine)
+        found = accumulate(given, rows, solver, gradients)
     cost = attach(found, pixels, table, tau, given.kept) if gradients else found.cost
     return cost, weights.sum(dtype=given.table.dtype)
+
+
+def _solver(given: Problem, tile: int | None, engine: Engine) -> tuple[Solver, int]:
+    """The maths and the rows of a chunk."""
+    if engine not in get_args(Engine):
+        raise SettingsError(f'engine is "{engine}"; it must be one of {", ".join(get_args(Engine))}')
+    fits = given.table.dtype == torch.float32 and given.table.shape[1] <= WIDEST and find_spec("triton") is not None
+    if engine == "triton" and not (fits and (given.table.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")):
+        raise SettingsError(f'engine "triton" needs CUDA, float32 and d up to {WIDEST}; choose "torch" or "auto"')
+    if engine == "triton" or (engine == "auto" and fits and given.table.is_cuda):
+        from train.losses.triton_streaming import CHUNK, TritonSoftmax
+
+        return TritonSoftmax(given), CHUNK
+    return FullSoftmax(given), tile_rows(given, tile)
 
 
 def tile_rows(given: Problem, tile: int | None = None) -> int:

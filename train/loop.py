@@ -3,8 +3,10 @@
     seg-train --shards data/demo --recipe demo --out runs/demo
 
 A step sums the cost over all labelled cells of the global batch and divides once, by the sum of their weights over
-all micro-batches and ranks: `loop.accumulate` and the number of processes change nothing but rounding. Before each
-step torch is seeded with (seed, step, rank), so a resumed run draws the same dropout without any stored state.
+all micro-batches and ranks: `loop.accumulate` and the number of processes change nothing but rounding. The margin
+regulariser of an embedding head depends on the class table alone: its gradient is added once, after that division (and
+not at all in a step without a labelled cell). Before each step torch is seeded with (seed, step, rank), so a resumed
+run draws the same dropout without any stored state.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from train.checkpoint import Checkpoint
 from train.distributed import World, enough_memory
 from train.evaluate import Split, evaluate, open_for_scoring
 from train.inference import use_bf16, views_of
-from train.losses import build_loss
-from train.models import build_model
-from train.optim import build_optimizer, clip_gradients, learning_rate, set_lr
+from train.models import Embedded, EmbeddingModel, build_model
+from train.objective import build_objective, margin_gradients
+from train.optim import build_optimizer, clip_gradients, set_rates
 from train.report import per_cent
 from train.run import Run, versions
 from train.runlog import RunLog
@@ -56,6 +58,7 @@ class Step:
         lr: common learning rate.
         grad_norm: L2 norm of the gradient before clipping.
         asked_to_stop: whether any rank got a signal.
+        parts: what else an embedding head logs: "margin" (the regulariser, unweighted), "tau" where it is learnt.
     """
 
     step: int
@@ -63,6 +66,7 @@ class Step:
     lr: float
     grad_norm: float
     asked_to_stop: bool
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,14 @@ class Trainer:
         recipe = self.setup.recipe
         make_deterministic(recipe.loop.deterministic)
         torch.manual_seed(recipe.loop.seed)
-        model = build_model(recipe.model, len(self.setup.classes))
+        model = build_model(recipe.model, len(self.setup.classes), recipe.loss)
+        if recipe.model.sync_norm:
+            self.world.synchronise(model)
         self.stream.fill = mean_colour(model)
         layout = torch.channels_last if recipe.loop.channels_last else torch.contiguous_format
         self.model = model.to(self.world.device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
         self.optimiser = build_optimizer(model, recipe.optim)
-        self.loss = build_loss(recipe.loss)
+        self.loss = build_objective(recipe)
         self._buffers = shadows(self.model)
         self.bf16 = use_bf16(recipe, self.world.device)
         self.val = self._open_val() if recipe.loop.eval_every else None
@@ -199,12 +205,14 @@ class Trainer:
     def _step(self, wrapped: nn.Module, timed: Timed) -> Step:
         recipe, step = self.setup.recipe, self.step
         torch.manual_seed(seed_of(recipe.loop.seed, step, self.world.rank))
-        lr = learning_rate(step, recipe.loop.steps, recipe.optim, recipe.schedule)
-        set_lr(self.optimiser, lr)
+        lr = set_rates(self.optimiser, step, recipe.loop.steps, recipe.optim, recipe.schedule)
         self.optimiser.zero_grad(set_to_none=True)
+        if isinstance(self.model, EmbeddingModel) and step % recipe.loss.search_every == 0:
+            self.model.classes.look()
         loss, weight, keys = self._accumulate(wrapped, timed)
         total, mass, stop = self.world.sum([loss, weight, float(self.stopping)])
         self._scale_gradients(self.world.size / mass if mass else 0.0)
+        parts = self._regularise(mass)
         norm = float(clip_gradients(self.model.parameters(), recipe.optim.clip))
         if not (math.isfinite(total) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(total) else "gradient"
@@ -214,7 +222,7 @@ class Trainer:
             )
         self.optimiser.step()
         self.step += 1
-        return Step(self.step, total / mass if mass else None, lr, norm, stop > 0)
+        return Step(self.step, total / mass if mass else None, lr, norm, stop > 0, parts)
 
     def _accumulate(self, wrapped: nn.Module, timed: Timed) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         """Forward and backward over the step's micro-batches: summed cost, summed weights, keys."""
@@ -226,7 +234,8 @@ class Trainer:
             batch = timed.next().to(device)
             last = part == parts - 1 or not isinstance(wrapped, nn.parallel.DistributedDataParallel)
             with nullcontext() if last else wrapped.no_sync():  # type: ignore[operator]
-                loss, weight = self.loss(self._logits(wrapped, batch), batch.ids, batch.weights)
+                masks = () if batch.allowed is None else (batch.allowed,)
+                loss, weight = self.loss(self._output(wrapped, batch), batch.ids, batch.weights, *masks)
                 loss.backward()
             cost, mass = cost + loss.detach(), mass + weight.detach()
             keys += batch.keys
@@ -234,13 +243,13 @@ class Trainer:
             timed.last = batch
         return cost, mass, keys
 
-    def _logits(self, wrapped: nn.Module, batch: Batch) -> torch.Tensor:
+    def _output(self, wrapped: nn.Module, batch: Batch) -> torch.Tensor | Embedded:
         images = batch.images
         if self.setup.recipe.loop.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-            logits: torch.Tensor = wrapped(images)  # [B, C, H, W]
-        return logits
+            output: torch.Tensor | Embedded = wrapped(images)  # logits [B, C, H, W], or pixel and class embeddings
+        return output
 
     def _scale_gradients(self, factor: float) -> None:
         """Gradients of a sum become those of the mean over all cells of all ranks (DDP has averaged over ranks)."""
@@ -248,12 +257,26 @@ class Trainer:
         if gradients:
             torch._foreach_mul_(gradients, factor)
 
+    def _regularise(self, mass: float) -> dict[str, float]:
+        """Add the margin regulariser's gradient to that of the mean cost; what is logged of it. Ranks hold the same
+        class table; they take the gradient of rank 0, as sums on a GPU may differ in their last bits."""
+        model, config = self.model, self.setup.recipe.loss
+        if not isinstance(model, EmbeddingModel):
+            return {}
+        margin, gradient = margin_gradients(model, config)
+        weight = model.classes.weight
+        if mass and config.margin_weight and weight.grad is not None:
+            weight.grad += self.world.share(gradient)
+        tau = model.temperature()
+        learnt = {"tau": float(tau.detach())} if isinstance(tau, torch.Tensor) else {}
+        return {"margin": float(margin), **learnt}
+
     def _report(self, log: RunLog, progress: Progress, done: Step, timed: Timed) -> None:
         """Log line of every step; curves and progress every `log_every`; pictures every `image_every`."""
         loop = self.setup.recipe.loop
         seconds, waited = timed.lap()
         rate, wait = loop.batch / max(seconds, 1e-9), waited / max(seconds, 1e-9)
-        values = {"loss": done.loss, "lr": done.lr, "grad_norm": done.grad_norm}
+        values = {"loss": done.loss, **done.parts, "lr": done.lr, "grad_norm": done.grad_norm}
         speed = {"seconds": round(seconds, 4), "samples_per_second": round(rate, 3), "data_wait": round(wait, 4)}
         log.write({"step": done.step, "epoch": done.step * loop.batch / len(self.stream), **values, **speed})
         progress.advance(1)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import Recipe
 from train.losses import build_loss
-from train.models import SegmentationModel, build_model
+from train.models import Embedded, SegmentationModel, build_model
 
 MEASURED = 512  # side, in pixels, of the square on which multiply-adds are counted
 PLANES = 4  # classes a cell that the loss is measured with
@@ -116,7 +116,7 @@ def make_plan(
         SettingsError: the network cannot be built.
     """
     config = recipe.model if recipe.model.weights == "none" else recipe.model.model_copy(update={"weights": "none"})
-    model = build_model(config, num_classes).to("meta")
+    model = build_model(config, num_classes, recipe.loss).to("meta")
     size = recipe.augment.crop or size
     per_device = max(1, recipe.loop.batch // (recipe.loop.accumulate * world_size))
     parameters = sum(p.numel() for p in model.parameters())
@@ -131,9 +131,24 @@ def make_plan(
         size=size,
         weights_memory=held + 4 * parameters,
         optimiser_memory=4 * parameters * states,
-        activation_memory=saved_bytes(model, build_loss(recipe.loss), (per_device, *size)),
+        activation_memory=saved_bytes(model, _loss(recipe), (per_device, *size)),
         samples=dict(samples),
     )
+
+
+def _loss(recipe: Recipe) -> nn.Module:
+    """The recipe's loss, or what stands in for one that cannot run without numbers."""
+    return build_loss(recipe.loss) if recipe.model.head == "dense" else KeepsGradients()
+
+
+class KeepsGradients(nn.Module):
+    """Stands in for the losses of an embedding head, which search and so need numbers: like them it keeps, from forward
+    to backward, the gradients of pixels and table and nothing of the candidates (train/losses/rows.py)."""
+
+    def forward(self, output: Embedded, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        rows = output.pixels.permute(0, 2, 3, 1).reshape(-1, output.pixels.shape[1])
+        kept = [torch.empty_like(tensor.detach()) for tensor in (rows, output.table)]
+        return (rows * kept[0]).sum() + (output.table * kept[1]).sum(), weights.sum()
 
 
 def multiply_adds(model: SegmentationModel) -> float:

@@ -116,7 +116,7 @@ def _read(path: Path, parse: Callable[[str], tuple[str, str]]) -> tuple[dict[str
         name, wnid = parse(line)
         if not WNID.fullmatch(wnid) or not name or "/" in name or "\\" in name or rows.get(name, wnid) != wnid:
             wrong.append(line)
-            disputed |= {name} & rows.keys() if WNID.fullmatch(wnid) else set()
+            disputed |= {name} & rows.keys()
         else:
             rows[name] = wnid
     return {name: wnid for name, wnid in rows.items() if name not in disputed}, tuple(wrong)

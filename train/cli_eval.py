@@ -43,7 +43,7 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--shards", "shard_set", required=True, type=click.Path(path_type=Path), help="A shard set.")
 @click.option("--split", default="val", show_default=True, help="Which split to score.")
-@click.option("--scales", help="Factors on the input, softmax averaged: 0.5,0.75,1. Default: the recipe's.")
+@click.option("--scales", help="Factors on the input, averaged: 0.5,0.75,1. Default: the recipe's.")
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the scores here.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. Default: RUN/report-SPLIT.")

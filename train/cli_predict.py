@@ -13,6 +13,7 @@ from train.threads import yield_cores
 EPILOG = """\b
 Example:
   seg-predict --run runs/demo --out pictures street.jpg another.png
+  seg-predict --run runs/demo --out pictures --top 5 street.jpg
 """
 
 
@@ -20,14 +21,25 @@ Example:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
-@click.option("--scales", help="Factors on the input, softmax averaged: 0.5,0.75,1. Default: the recipe's.")
+@click.option("--scales", help="Factors on the input, averaged: 0.5,0.75,1. Default: the recipe's.")
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
+@click.option("--top", type=click.IntRange(1), help="Write the K likeliest classes too, to NAME.top.npz.", metavar="K")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
-    images: tuple[Path, ...], folder: Path, out: Path, scales: str | None, flip: bool, device: str, quiet: bool
+    images: tuple[Path, ...],
+    folder: Path,
+    out: Path,
+    scales: str | None,
+    flip: bool,
+    top: int | None,
+    device: str,
+    quiet: bool,
 ) -> int:
-    """Write NAME.label.png (class ids, coloured by a palette) and NAME.overlay.png for each IMAGE."""
+    """Write NAME.label.png (class ids, coloured by a palette) and NAME.overlay.png for each IMAGE.
+
+    With --top also NAME.top.npz: ids and confidences, [K, height, width], and the names of all classes.
+    """
     factors = parse_scales(scales)
     yield_cores()
     from train.distributed import choose_device, enough_memory  # torch takes a second to import: --help does without
@@ -38,7 +50,8 @@ def command(
     run, chosen = open_run(folder), choose_device(device)
     model, _ = load_model(run, chosen)
     with enough_memory("use smaller images or --scales, or --device cpu; finished images stay"):
-        problems = predict_files(model, run, images, out, views_of(run.recipe, chosen, factors, flip), chosen)
+        views = views_of(run.recipe, chosen, factors, flip)
+        problems = predict_files(model, run, images, out, views, chosen, top or 0)
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     say(f"{len(images) - len(problems)} of {len(images)} images predicted: {out}", quiet)

@@ -13,7 +13,7 @@ import shards
 from shards.classes import ClassTable
 from shards.picture import colourise
 from train.batch import Batch
-from train.inference import as_label
+from train.inference import as_label, classes_of
 
 MOST = 4  # samples in one picture
 
@@ -26,7 +26,7 @@ def of_batch(model: nn.Module, batch: Batch, classes: ClassTable) -> npt.NDArray
     images = batch.images[:MOST]
     model.eval()
     with torch.inference_mode():
-        found = as_label(model(images).argmax(1))  # [n, H, W]
+        found = as_label(classes_of(model(images)))  # [n, H, W]
     model.train()
     labels = heaviest(batch)
     rows = [

@@ -1,6 +1,7 @@
 """Label maps and overlays of plain image files.
 
     seg-predict --run runs/demo --out pictures street.jpg another.png
+    seg-predict --run runs/demo --out pictures --top 5 street.jpg       # numpy.load("pictures/street.top.npz")
 
 A bad image costs one line; the others are done.
 """
@@ -23,16 +24,16 @@ from shards.classes import ClassTable
 from shards.codec import decode_image, image_facts
 from shards.errors import SegshardsError, UserError
 from shards.picture import overlay
-from train.inference import Views, as_label, covered, predict
+from train.inference import Views, as_label, covered, predict, predict_top
 from train.run import Run
 
 MOST_BYTES = 1 << 30
 
 
 def predict_files(
-    model: nn.Module, run: Run, paths: Sequence[Path], out: Path, views: Views, device: torch.device
+    model: nn.Module, run: Run, paths: Sequence[Path], out: Path, views: Views, device: torch.device, top: int = 0
 ) -> list[str]:
-    """Write <name>.label.png and <name>.overlay.png for each image.
+    """Write <name>.label.png and <name>.overlay.png for each image, and <name>.top.npz where `top` is above 0.
 
     Args:
         model: the run's network, in evaluation mode, on `device`.
@@ -41,13 +42,16 @@ def predict_files(
         out: the folder to write to; it is made.
         views: scales and flip.
         device: where to compute.
+        top: how many of the most likely classes are written (see `write_top`).
 
     Returns:
         One line for each image that could not be used.
 
     Raises:
-        UserError: two images would be written to the same files.
+        UserError: two images would be written to the same files, or `top` is more than there are classes.
     """
+    if top > len(run.classes):
+        raise UserError(f"--top {top}: found {len(run.classes)} classes in the run; give at most as many")
     twice = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
     if twice:
         raise UserError(f"two images are named {twice[0]!r}: their results would overwrite each other; rename one")
@@ -61,7 +65,12 @@ def predict_files(
             continue
         h, w = image.shape[:2]
         extent = covered((h, w), run.recipe.eval.input_scale, run.sources[0]["filter"])
-        label = as_label(predict(model, shown(image, run), (h, w), views, device, extent))
+        if top:
+            ids, shares = predict_top(model, shown(image, run), (h, w), views, device, extent, top)
+            label = as_label(ids[0])
+            write_top(out / f"{path.stem}.top.npz", ids, shares, run.classes)
+        else:
+            label = as_label(predict(model, shown(image, run), (h, w), views, device, extent))
         label_image(label, run.classes).save(out / f"{path.stem}.label.png")
         Image.fromarray(overlay(image, label, run.classes)).save(out / f"{path.stem}.overlay.png")
     return problems
@@ -91,6 +100,17 @@ def shown(image: npt.NDArray[np.uint8], run: Run) -> npt.NDArray[np.uint8]:
     """The image at the scale that the recipe evaluates at, made with the filter of the run's first shard set."""
     scale = run.recipe.eval.input_scale
     return image if scale == "1" else shards.resize_image(image, scale, run.sources[0]["filter"])
+
+
+def write_top(path: Path, ids: torch.Tensor, confidences: torch.Tensor, classes: ClassTable) -> None:
+    """The most likely classes of each pixel as a compressed .npz without any pickle: `ids` uint16 [K, H, W] by falling
+    confidence, `confidences` float16 [K, H, W] (their sum over all classes is 1), `names` of all classes."""
+    np.savez_compressed(
+        path,
+        ids=as_label(ids),
+        confidences=confidences.cpu().numpy().astype(np.float16),
+        names=np.array(classes.names),
+    )
 
 
 def label_image(label: npt.NDArray[np.uint16], classes: ClassTable) -> Image.Image:

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from tests.train.shardset import scene, write
-from train import cli, cli_eval, cli_predict
+from train import cli, cli_embeddings, cli_eval, cli_predict
 from train.config import Recipe, from_dict
 
 MAINS: dict[str, Callable[[], None]] = {
     "seg-train": cli.main,
     "seg-eval": cli_eval.main,
     "seg-predict": cli_predict.main,
+    "seg-embeddings": cli_embeddings.main,
 }
 Call = Callable[..., tuple[int, str, str]]
 

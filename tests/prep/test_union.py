@@ -258,3 +258,8 @@ def test_chief_synsets_count_before_others() -> None:
     slots = [slot("ground", "n1", "n2"), slot("soil", "n2")]
     assert matched(slots, [entry(0, "dirt", "n2")], "meaning") == {0: "soil"}
     assert matched(slots, [entry(0, "dirt", "n1", "n2")], "meaning") == {0: "ground"}
+
+
+def test_of_two_slots_with_one_label_the_first_is_met() -> None:
+    slots = [Slot(name, "bed", True, [Entry("base", 0, name, "bed", name, ())]) for name in ("bed one", "bed two")]
+    assert matched(slots, [entry(0, "bed")], "first") == {0: "bed one"}

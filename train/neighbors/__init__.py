@@ -116,9 +116,8 @@ def build_index(
     scratch = max(1, int(scratch_mb * (1 << 20)))
     module = importlib.import_module(f"train.neighbors.{name}_search")  # faiss and triton only where asked for
     searcher: type[Searcher] = getattr(module, f"{name.capitalize()}Index")
-    values = table.detach()
-    if values.dtype not in (torch.float32, torch.float64):
-        values = values.float()  # exact: half types are subsets
+    kind = torch.float64 if table.dtype == torch.float64 else torch.float32  # half types are subsets of float32
+    values = table.detach().to(kind, copy=True)  # an optimiser may change the table in place
     return Index(name, classes, width, table.device, searcher(values, scratch))
 
 

@@ -23,6 +23,7 @@ from train.neighbors import contract
 from train.neighbors.torch_search import TorchIndex
 
 MOST = 2048  # neighbours that the GPU index can return
+UNDERFLOW = 2.0**-110  # what float32 may lose of a distance whose squares are subnormal
 ROW_BYTES = 64  # scratch for a query and a candidate: FAISS's distances and ids, re-ranking in float64
 
 
@@ -66,7 +67,7 @@ class FaissIndex:
             ids[part] = order[:, :k]
             if m < classes:
                 slack = _slack(len(self.columns)) * (centred.square().sum(1).sqrt() + self.longest).square()
-                whole &= exact[:, k - 1] < rough.amax(1).double() - slack
+                whole &= exact[:, k - 1] < rough.amax(1).double() - slack - UNDERFLOW
             settled[part] = whole
         rows_left = (~settled).nonzero()[:, 0]
         if len(rows_left):

@@ -14,6 +14,7 @@ from torch import Tensor
 from train.neighbors import contract, cpu_search
 
 CLASSES = 1 << 14  # classes at a time
+UNDERFLOW = 2.0**-1000  # what float64 may lose of a distance whose squares are subnormal
 PAIR_BYTES = 24  # scratch for a query and a class: the product and top-k's workspace
 
 
@@ -62,7 +63,7 @@ class TorchIndex:
             order, exact = contract.rerank(block, self.columns, found)
             ids[part] = order[:, :k]
             slack = _slack(len(columns)) * (length.sqrt() + longest).square()
-            settled[part] = exact[:, k - 1] < edge - slack
+            settled[part] = exact[:, k - 1] < edge - slack - UNDERFLOW
             if found.shape[1] == columns.shape[1]:
                 settled[part] = True  # every class was compared
         return contract.settle(ids, settled, queries, self.columns, self.scratch)

@@ -27,9 +27,10 @@ try:
 except ImportError as error:
     raise UserError("search backend triton: triton is not installed; it comes with torch on Linux") from error
 
-ROWS = 64  # queries a program
-BLOCK = 64  # classes at a time
 WARPS = 4
+# (queries a program, classes at a time) with up to 16 candidates and with more: of those tried, the ones whose compiled
+# code for sm_90 leaves room for several programs at a time (80 and 154 registers a thread, none spilled).
+TILES = {16: (32, 32), 64: (16, 64)}
 MOST = 32  # k that the kernel takes
 WIDEST = 128  # d that the kernel takes
 
@@ -73,9 +74,11 @@ def launch(queries: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
     keep = min(k + contract.EXTRA, classes)
     ids = torch.zeros(number, k, dtype=torch.int64, device=queries.device)
     settled = torch.empty(number, dtype=torch.int8, device=queries.device)
-    nearest_kernel[(triton.cdiv(number, ROWS),)](
+    slots = triton.next_power_of_2(keep)
+    rows, block = TILES[16 if slots <= 16 else 64]
+    nearest_kernel[(triton.cdiv(number, rows),)](
         queries, columns, ids, settled, number, classes, classes, *_slack(width),
-        D=width, K=k, KEEP=keep, SLOTS=triton.next_power_of_2(keep), R=ROWS, B=BLOCK,
+        D=width, K=k, KEEP=keep, SLOTS=slots, R=rows, B=block,
         num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     return ids, settled.bool()

@@ -263,3 +263,11 @@ def test_chief_synsets_count_before_others() -> None:
 def test_of_two_slots_with_one_label_the_first_is_met() -> None:
     slots = [Slot(name, "bed", True, [Entry("base", 0, name, "bed", name, ())]) for name in ("bed one", "bed two")]
     assert matched(slots, [entry(0, "bed")], "first") == {0: "bed one"}
+
+
+def test_only_classes_of_the_first_table_count_as_base(tmp_path: Path) -> None:
+    texts = {"one": "dog\n", "two": "cat\n", "three": "cat\ndog\nsofa\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    union = unite([str(tmp_path / name) for name in texts], "first")
+    assert [joined.base["first"] for joined in union.joined] == [0, 1]

@@ -29,6 +29,7 @@ TILE = 4  # queries that share a read of the table
 BLOCK = 4096  # queries converted at a time
 SPLIT = 1 << 20  # pairs of query and class that are worth a thread
 ROW = 256  # what a query costs beyond its pairs, in pairs
+AHEAD = np.float32(1.2)  # how far a query's neighbours may lie beyond those of the one before, to be found quickly
 WIDEST = 64  # k beyond which insertion costs more than a sort; such searches go to the torch path
 
 
@@ -99,33 +100,49 @@ def _put(value: Any, id: int, values: Any, ids: Any, used: int, room: int) -> in
 
 
 @jit
-def _members(dist: Any, classes: int, size: int, groups: Any, used: int, top: Any, best: Any, ids: Any) -> int:
+def _least(values: Any, number: int, guess: Any, near: Any, best: Any, ids: Any) -> None:
+    """The len(best) least of the first `number` values, ascending, into best, their places into ids.
+
+    A good guess of the largest of them (neighbouring pixels lie alike) saves most of the comparisons that a processor
+    cannot predict: what lies below is gathered without a branch, and only that is sorted.
+    """
+    room, used, found = len(best), 0, 0
+    for v in range(number):
+        near[found] = v
+        found += values[v] <= guess
+    if found >= room:
+        for i in range(found):
+            v = near[i]
+            if used < room or values[v] < best[room - 1]:
+                used = _put(values[v], v, best, ids, used, room)
+        return
+    for v in range(number):
+        if used < room or values[v] < best[room - 1]:
+            used = _put(values[v], v, best, ids, used, room)
+
+
+@jit
+def _members(dist: Any, classes: int, size: int, groups: Any, bound: Any, best: Any, ids: Any) -> int:
     """The least distances among the classes of the groups found, into best and ids; returns how many there are."""
-    bound = top[used - 1]
     found = 0
-    for u in range(used):
-        for c in range(groups[u], classes, size):
+    for group in groups:
+        for c in range(group, classes, size):
             if dist[c] <= bound:
                 found = _put(dist[c], c, best, ids, found, len(best))
     return found
 
 
 @jit
-def _pick(dist: Any, least: Any, classes: int, slack: Any, work: Any, best: Any, ids: Any) -> bool:
+def _pick(dist: Any, least: Any, classes: int, slack: Any, guess: Any, work: Any, best: Any, ids: Any) -> bool:
     """The room = len(best) least distances of one query, ascending; whether their order is proven in float64 too."""
-    top, groups = work
+    top, groups, near = work
     size, room = len(least), len(best)
     relative, absolute = slack
-    used = 0
     if size >= classes:  # each class is its own group
-        for c in range(classes):
-            if used < room or least[c] < best[room - 1]:
-                used = _put(least[c], c, best, ids, used, room)
+        _least(least, classes, guess, near, best, ids)
     else:
-        for g in range(size):
-            if used < room or least[g] < top[room - 1]:
-                used = _put(least[g], g, top, groups, used, room)
-        if _members(dist, classes, size, groups, used, top, best, ids) < room:
+        _least(least, size, guess, near, top, groups)
+        if _members(dist, classes, size, groups, top[room - 1], best, ids) < room:
             return False
     sure = True
     for s in range(1, room):
@@ -181,18 +198,20 @@ def _search(queries: Any, table: Any, panel: Any, size: int, slack: Any, out: An
     classes = len(table)
     room = min(k + 1, classes)
     dist, least = np.empty((4, panel.shape[1]), panel.dtype), np.empty((4, size), panel.dtype)
-    best, ids, exact = np.empty(room, panel.dtype), np.empty(room, np.int64), np.empty(k, np.float64)
-    work = (np.empty(room, panel.dtype), np.empty(room, np.int64))
+    best, ids, exact = np.full(room, np.inf, panel.dtype), np.empty(room, np.int64), np.empty(k, np.float64)
+    work = (np.empty(room, panel.dtype), np.empty(room, np.int64), np.empty(size + 1, np.int64))
+    guess = best[0]
     doubts = 0
     for row in range(0, n, 4):
         x = queries[row : row + 4]
         _scan(x, panel, size, dist, least)
         for r in range(min(4, n - row)):
             best[:] = np.inf
-            if not _pick(dist[r], least[r], classes, slack, work, best, ids):
+            if not _pick(dist[r], least[r], classes, slack, guess, work, best, ids):
                 limit = np.float64(best[k - 1]) * (1 + slack[0]) + slack[1]
                 _settle(x[r], table, dist[r], limit, exact, ids[:k])
                 doubts += 1
+            guess = AHEAD * best[room - 1]
             for s in range(k):
                 out[row + r, s] = ids[s]
     return doubts

@@ -149,7 +149,9 @@ class Candidates:
         pulls = pulls.mul_(2) if self.given.distance == "squared" else torch.where(distances > 0, pulls / distances, 0)
         apart *= pulls.div_(self.given.tau)[..., None]
         gradient = apart.sum(dim=1)
-        add_rows(self.pulls, candidates.flatten(), apart.neg_().flatten(0, 1))
+        part = torch.zeros_like(self.pulls)  # sums of sums: one long chain of float32 additions would lose digits
+        add_rows(part, candidates.flatten(), apart.flatten(0, 1))
+        self.pulls -= part
         return costs, gradient
 
     def table_gradient(self) -> Tensor:

@@ -1,11 +1,17 @@
-"""Independent answers for the embedding losses: float64, dense, one row at a time, autograd for the gradients."""
+"""Independent answers for the embedding losses: float64, dense, one row at a time, autograd for the gradients; and the
+losses under test, by name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
+
+from train.losses import nearest_cross_entropy, streaming_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -84,3 +90,13 @@ def expected(
         costs += [-w * logs[candidates.index(i)] for i, w in targets.items()]
         total += sum(targets.values())
     return torch.stack(costs).sum() / (total or 1.0)
+
+
+nearest_loss = partial(nearest_cross_entropy, search=brute_force)
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "nearest": lambda *args, **more: nearest_loss(*args[:4], 3, *args[4:], **more),
+    "streaming": streaming_cross_entropy,
+}
+DISTANCES = ["squared", "plain"]
+both = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+distances = pytest.mark.parametrize("distance", DISTANCES)

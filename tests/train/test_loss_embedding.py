@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,23 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shards.errors import SettingsError
-from tests.train.embedding_oracle import Case, brute_force, case, expected
+from tests.train.embedding_oracle import LOSSES, Case, both, brute_force, case, distances, expected, nearest_loss
 from train.losses import (
+    embedding,
     nearest_cross_entropy,
     nearest_cross_entropy_sums,
     streaming_cross_entropy,
     streaming_cross_entropy_sums,
 )
-
-nearest_loss = partial(nearest_cross_entropy, search=brute_force)
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "nearest": lambda *args, **more: nearest_loss(*args[:4], 3, *args[4:], **more),
-    "streaming": streaming_cross_entropy,
-}
-DISTANCES = ["squared", "plain"]
-both = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-distances = pytest.mark.parametrize("distance", DISTANCES)
+from train.losses.rows import wants_gradients
+from train.neighbors import build_index
 
 
 @distances
@@ -209,77 +203,6 @@ def test_allowed_classes_of_a_group(loss: Callable[..., Tensor], distance: str) 
     torch.testing.assert_close(mine.table.grad, theirs.table.grad)
 
 
-@both
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_all_void_costs_nothing_and_has_zero_gradients(
-    loss: Callable[..., Tensor], dtype: torch.dtype, autocast: bool
-) -> None:
-    some = case(0)
-    pixels, table = (value.to(dtype).requires_grad_() for value in (some.pixels, some.table))
-    tau = torch.tensor(0.05, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        value = loss(pixels, table, some.ids, torch.zeros_like(some.weights, dtype=dtype), tau)
-    value.backward()
-    assert value.item() == 0
-    assert value.dtype == torch.float32
-    for leaf in (pixels, table, tau):
-        assert leaf.grad is not None
-        assert leaf.grad.dtype == leaf.dtype
-        assert float(leaf.grad.abs().sum()) == 0
-
-
-@both
-@distances
-def test_no_rows_at_all(loss: Callable[..., Tensor], distance: str) -> None:
-    table = torch.randn(5, 3, requires_grad=True)
-    empty = torch.zeros(0, 2)
-    value = loss(torch.zeros(0, 3), table, empty.long(), empty, 0.05, distance)
-    value.backward()
-    assert value.item() == 0
-
-
-@both
-@distances
-def test_one_class_and_one_dimension(loss: Callable[..., Tensor], distance: str) -> None:
-    alone = case(0, classes=1, d=3).leaves()
-    value = loss(*alone.args(), 0.05, distance)
-    value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-12)
-    assert float(alone.pixels.grad.abs().max()) == pytest.approx(0, abs=1e-12)
-    line = replace(case(0, d=1), tau=0.05).leaves()  # all classes lie at 1 or -1, and pixels on them
-    value = loss(*line.args(), 0.05, distance)
-    value.backward()
-    assert bool(value.isfinite())
-    assert bool(line.pixels.grad.isfinite().all())
-    assert bool(line.table.grad.isfinite().all())
-
-
-@both
-def test_plain_distance_zero_has_gradient_zero(loss: Callable[..., Tensor]) -> None:
-    table = torch.eye(4).requires_grad_()
-    pixels = torch.eye(4)[:1].requires_grad_()
-    loss(pixels, table, torch.tensor([[0]]), torch.ones(1, 1), 1.0, "plain").backward()
-    assert pixels.grad is not None
-    assert table.grad is not None
-    assert bool(table.grad[0].abs().sum() == 0)
-    assert float(pixels.grad.abs().sum()) > 0  # the other classes push
-    assert bool(pixels.grad.isfinite().all())
-
-
-@both
-@distances
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("where", ["pixels", "table"])
-def test_broken_features_break_the_loss(loss: Callable[..., Tensor], distance: str, value: float, where: str) -> None:
-    some = case(12, void=0.0)
-    getattr(some, where)[2, 1] = value
-    leaves = some.leaves()
-    cost = loss(*leaves.args(), 0.05, distance)
-    cost.backward()
-    assert bool(cost.isnan())
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @both
 @distances
@@ -299,17 +222,6 @@ def test_half_inputs_are_computed_in_float32_also_under_autocast(
     assert half.pixels.grad.dtype == dtype
     torch.testing.assert_close(half.pixels.grad, full.pixels.grad.to(dtype))
     torch.testing.assert_close(half.table.grad, full.table.grad, rtol=1e-4, atol=1e-4)
-
-
-@both
-def test_a_row_counts_with_the_sum_of_its_weights_over_one_too(loss: Callable[..., Tensor]) -> None:
-    some = case(14, rows=2, void=0.0, partial=False)
-    single = [
-        float(loss(*(value[row : row + 1] if n != 1 else value for n, value in enumerate(some.args()))))
-        for row in (0, 1)
-    ]
-    some.weights[1] *= 3
-    assert float(loss(*some.args())) == pytest.approx((single[0] + 3 * single[1]) / 4)
 
 
 def test_sums_add_up_over_parts() -> None:
@@ -341,38 +253,6 @@ def test_gradients_follow_what_is_wanted(loss: Callable[..., Tensor]) -> None:
     torch.testing.assert_close(leaves.table.grad, 2.5 * first)
 
 
-BAD: dict[str, tuple[dict[str, object], str]] = {
-    "id of no class": ({"ids": torch.full((23, 3), 9)}, "holds class id 9, but the embedding table has 9 classes"),
-    "id below zero": ({"ids": torch.full((23, 3), -1)}, "holds class id -1"),
-    "negative weight": ({"weights": torch.tensor([[1.0, -0.1, 0.0]]).repeat(23, 1)}, "weight is negative"),
-    "weight that is no number": ({"weights": torch.full((23, 3), torch.nan)}, "not a number"),
-    "other d": ({"table": torch.ones(9, 5)}, r"pixels \[23, 4\] and table \[9, 5\]"),
-    "no classes": ({"table": torch.ones(0, 4)}, "C above 0"),
-    "other rows": ({"ids": torch.zeros(22, 3).long()}, r"ids \[22, 3\]"),
-    "tau of zero": ({"tau": 0.0}, "tau is 0; it must be above 0"),
-    "learned tau below zero": ({"tau": torch.tensor(-1.0)}, "tau is -1"),
-    "distance": ({"distance": "cosine"}, 'distance is "cosine"'),
-    "allowed without group": ({"allowed": torch.ones(1, 9).bool()}, "go together"),
-    "group of no image": ({"allowed": torch.ones(1, 9).bool(), "group": torch.arange(23)}, "group ids run from 0 to"),
-}
-
-
-@both
-@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_line(loss: Callable[..., Tensor], changes: dict[str, object], message: str) -> None:
-    some = case(17, void=0.0)
-    good = {"pixels": some.pixels, "table": some.table, "ids": some.ids, "weights": some.weights}
-    values = {**good, "tau": 0.05, "distance": "squared", **changes}
-    more = {name: values.pop(name) for name in ("allowed", "group") if name in values}
-    with pytest.raises(SettingsError, match=message):
-        loss(*values.values(), **more)
-
-
-def test_k_below_zero_is_refused() -> None:
-    with pytest.raises(SettingsError, match="k is -1"):
-        nearest_cross_entropy(*case(0).args(), -1)
-
-
 def test_the_search_is_that_of_train_neighbors_unless_one_is_given() -> None:
     some = case(18)
     group = torch.arange(23) % 2
@@ -380,3 +260,45 @@ def test_the_search_is_that_of_train_neighbors_unless_one_is_given() -> None:
     for extra in ({}, {"allowed": allowed, "group": group}):
         got = nearest_cross_entropy(*some.args(), 3, **extra)
         torch.testing.assert_close(got, nearest_loss(*some.args(), 3, **extra))
+
+
+def test_one_index_serves_all_chunks_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+
+    def counted(table: Tensor, *args: Any, **options: Any) -> Any:
+        built.append(len(table))
+        return build_index(table, *args, **options)
+
+    monkeypatch.setattr(embedding, "build_index", counted)
+    some, group = case(19), torch.arange(23) % 2
+    nearest_cross_entropy(*some.args(), 3, gather=50)
+    assert built == [9]
+    nearest_cross_entropy(*some.args(), 3, gather=50, allowed=torch.arange(18).view(2, 9) % 9 > 1, group=group)
+    assert built == [9, 7, 7]
+
+
+def test_float32_products_are_full_while_a_loss_is_computed_and_no_longer() -> None:
+    met: list[str] = []
+
+    def watched(queries: Tensor, table: Tensor, k: int) -> Tensor:
+        met.append(torch.get_float32_matmul_precision())
+        assert not torch.is_autocast_enabled("cpu")
+        raise KeyError
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(KeyError), torch.autocast("cpu", torch.bfloat16):
+            nearest_cross_entropy(*case(21).args(), 3, search=watched)
+        assert met == ["highest"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_no_gradients_are_computed_where_nobody_asks() -> None:
+    leaf = torch.zeros(1, requires_grad=True)
+    assert wants_gradients(0.05, leaf)
+    assert not wants_gradients(0.05, leaf.detach())
+    with torch.no_grad():
+        assert not wants_gradients(leaf)

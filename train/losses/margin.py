@@ -44,7 +44,8 @@ def _pushed(table: Tensor, margin: float, search: Search) -> Found:
     count = len(table)
     if count == 1:
         return Found(table.sum() * 0, table=torch.zeros_like(table))
-    other = _nearest_other(finite(table), search)
+    safe = finite(table)
+    other = search(safe, safe, 2)[:, 1]  # the nearest is itself, or one that lies on it
     apart = table - table.index_select(0, other)
     distances = apart.square().sum(dim=1).sqrt()
     cost = (margin - distances).clamp_(min=0).sum() / count
@@ -53,10 +54,3 @@ def _pushed(table: Tensor, margin: float, search: Search) -> Found:
     gradient = apart.clone()
     add_rows(gradient, other, apart.neg_())
     return Found(cost, table=gradient)
-
-
-def _nearest_other(table: Tensor, search: Search) -> Tensor:
-    """For each class the id of the nearest other one, int64 [C]."""
-    two = search(table, table, 2)  # a class's nearest is itself, or another that lies on it
-    self = torch.arange(len(table), device=table.device)
-    return torch.where(two[:, 0] == self, two[:, 1], two[:, 0])

@@ -99,7 +99,7 @@ def classes_kernel(
     D: tl.constexpr, P: tl.constexpr, K: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
     PLAIN: tl.constexpr, ALLOWED: tl.constexpr,
 ):  # fmt: skip
-    """One program: B classes against `span` rows. parts [splits, C, D + 1]: sums of q x and, last, of q.
+    """One program: B classes against `span` rows, a multiple of R. parts [splits, C, D + 1]: sums of q x, then of q.
 
     q is a class's share of the softmax times the row's weight `total` and the pull of `_logits`.
     """
@@ -112,7 +112,7 @@ def classes_kernel(
     begin = tl.program_id(1) * span
     for first in range(0, span, R):
         rows = begin + first + tl.arange(0, R)
-        inside = (rows < number) & (first + tl.arange(0, R) < span)
+        inside = rows < number
         step = rows.to(tl.int64) * D
         squares = _squares(x, step, inside, e + columns, classes, real, D, R, B)
         logits, pull = _logits(squares, inverse, PLAIN)

@@ -175,11 +175,12 @@ def test_quick_rows_are_settled_without_float64() -> None:
     slack = cpu_search._slack(12, np.finfo(np.float32))
     ids = np.empty((4000, 8), np.int64)
 
-    def doubts(table: torch.Tensor) -> int:
+    def doubts(table: torch.Tensor, length: float = 1.0) -> int:
         made = cpu_search.prepare(table)
-        return int(cpu_search._search(queries, made.rows, made.panel, made.group, slack, ids))
+        return int(cpu_search._search(np.float32(length) * queries, made.rows, made.panel, made.group, slack, ids))
 
     assert doubts(table) < 40
+    assert doubts(table, 0.3) < 400  # the origin is nearer than any class: padding must not be
     assert doubts(torch.cat([table, table])) == 4000
 
 

@@ -151,11 +151,9 @@ def _pick(dist: Any, least: Any, classes: int, slack: Any, guess: Any, work: Any
 
 
 @jit
-def _farther(a: float, i: int, b: float, j: int) -> bool:
-    """Whether (a, i) comes after (b, j) in the contract's order."""
-    if np.isnan(a) or np.isnan(b):
-        return i > j if np.isnan(a) and np.isnan(b) else bool(np.isnan(a))
-    return a > b or (a == b and i > j)
+def _farther(a: float, b: float) -> bool:
+    """Whether distance a comes after b: NaN after all numbers, equals keep the order in which they came."""
+    return a > b or (np.isnan(a) and not np.isnan(b))
 
 
 @jit
@@ -179,11 +177,11 @@ def _settle(x: Any, table: Any, dist: Any, limit: float, exact: Any, ids: Any) -
         if used < k:
             s = used
             used += 1
-        elif _farther(exact[k - 1], ids[k - 1], value, c):
+        elif _farther(exact[k - 1], value):
             s = k - 1
         else:
             continue
-        while s > 0 and _farther(exact[s - 1], ids[s - 1], value, c):
+        while s > 0 and _farther(exact[s - 1], value):
             exact[s] = exact[s - 1]
             ids[s] = ids[s - 1]
             s -= 1

@@ -98,7 +98,13 @@ def test_the_search_is_asked_for_two_and_no_matrix_is_made() -> None:
 def test_broken_tables() -> None:
     values = table(5, 6, 3).detach().clone()
     values[2, 1] = torch.nan
-    assert bool(margin_regulariser(values.requires_grad_()).isnan())
+
+    def strict(queries: Tensor, table: Tensor, k: int) -> Tensor:
+        assert bool(queries.isfinite().all() and table.isfinite().all())
+        return brute_force(queries, table, k)
+
+    for search in (None, strict):
+        assert bool(margin_regulariser(values, search=search).isnan())
     with pytest.raises(SettingsError, match=r"table \[0, 4\]"):
         margin_regulariser(torch.ones(0, 4))
     with pytest.raises(SettingsError, match="margin is -1"):

@@ -17,7 +17,7 @@ from shards.errors import SettingsError, UserError
 from tests.bench.search import resident
 from tests.train import nearest_oracle as oracle
 from train import neighbors
-from train.neighbors import build_index, choose, contract, cpu_search, nearest
+from train.neighbors import build_index, choose, contract, cpu_search, nearest, torch_search
 from train.neighbors.torch_search import TorchIndex
 
 Search = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -101,7 +101,7 @@ def test_float32_rounding_hides_nothing(search: Search) -> None:
 
 
 @per_search
-@pytest.mark.parametrize(("scale", "kind"), [(1e-22, torch.float32), (1e-30, torch.float32), (1e-162, torch.float64)])
+@pytest.mark.parametrize(("scale", "kind"), [(1e-22, torch.float32), (1e-30, torch.float32), (1e-160, torch.float64)])
 def test_squares_that_underflow_hide_nothing(search: Search, scale: float, kind: torch.dtype) -> None:
     check(search, (unit(40, 9, 12).double() * scale).to(kind), (unit(41, 200, 12).double() * scale).to(kind), 5)
 
@@ -199,7 +199,21 @@ def test_rough_rows_are_settled_without_the_full_search(monkeypatch: pytest.Monk
     chunked(queries[:300], table, 8)
     if choose_has("faiss"):
         faiss(queries, table, 8)
+    chunked(queries[:300].double() + 1e7, table.double() + 1e7, 8)  # an offset costs nothing
     assert sum(rows) < 20
+
+
+@given(case=oracle.hard_cases(most=50))
+def test_classes_in_chunks(case: tuple[torch.Tensor, torch.Tensor, int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_search, "CLASSES", 7)
+        check(chunked, *case)
+
+
+def test_classes_in_chunks_are_settled_by_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_search, "CLASSES", 100)
+    monkeypatch.setattr(contract, "settle", lambda ids, *args: ids)
+    check(chunked, unit(18, 50, 12), unit(19, 430, 12), 8)
 
 
 class Largest(TorchDispatchMode):

@@ -53,7 +53,7 @@ def nearest_labels(
         UserError: the backend is not installed.
     """
     shape = _output_shape(embeddings, table, size)
-    index = build_index(table, backend, queries=min(tile, shape.numel()), k=k)
+    index = build_index(table, backend, k=k)
     ids = torch.empty(k, shape.numel(), dtype=torch.int64, device=embeddings.device)
     for low, rows in _tiles(embeddings.detach(), size, renormalise, tile):
         ids[:, low : low + len(rows)] = index.nearest(rows, k).t()
@@ -95,7 +95,7 @@ def nearest_top(
         raise SettingsError(f"tau = {tau}; expected a temperature above 0")
     shape = _output_shape(embeddings, table, size)
     k = min(top, len(table))
-    index = build_index(table, backend, queries=min(tile, shape.numel()), k=k)
+    index = build_index(table, backend, k=k)
     columns = table.detach().double().t().contiguous()
     ids = torch.empty(k, shape.numel(), dtype=torch.int64, device=embeddings.device)
     confidences = torch.empty(k, shape.numel(), device=embeddings.device)

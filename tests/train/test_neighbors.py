@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shards.errors import SettingsError, UserError
 from tests.bench.search import resident
 from tests.train import nearest_oracle as oracle
-from train import neighbors
-from train.neighbors import build_index, choose, contract, cpu_search, nearest, torch_search
+from train.neighbors import build_index, choice, contract, cpu_search, nearest, torch_search
 from train.neighbors.torch_search import TorchIndex
 
 Search = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -145,17 +144,12 @@ def test_no_queries(search: Search) -> None:
 def test_an_index_keeps_the_values_it_was_built_from() -> None:
     queries, table = unit(8, 50, 12), unit(9, 600, 12)
     expected = oracle.nearest(queries, table, 8)
-    names = ["torch", "faiss"] if choose_has("faiss") else ["torch"]
+    names = ["torch", "faiss"] if choice.installed("faiss") else ["torch"]
     indices = [build_index(table, name) for name in names]
     table += 1
     for index in indices:
         np.testing.assert_array_equal(index.nearest(queries, 8).numpy(), expected)
         assert (index.classes, index.width) == (600, 12)
-
-
-def choose_has(module: str) -> bool:
-    """Whether an optional package is here."""
-    return neighbors._installed(module)
 
 
 def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +191,7 @@ def test_rough_rows_are_settled_without_the_full_search(monkeypatch: pytest.Monk
     )
     queries, table = unit(14, 2000, 12), unit(15, 1284, 12)
     chunked(queries[:300], table, 8)
-    if choose_has("faiss"):
+    if choice.installed("faiss"):
         faiss(queries, table, 8)
     chunked(queries[:300].double() + 1e7, table.double() + 1e7, 8)  # an offset costs nothing
     assert sum(rows) < 20
@@ -278,10 +272,23 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, backend: st
 
 
 def test_auto_chooses_by_device_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbors, "_installed", lambda name: True)
-    assert choose("cpu", 1 << 20, 1284, 12, 8) == "torch"
-    assert choose("cuda", 1 << 20, 1284, 12, 8) == "triton"
-    assert choose("cuda", 1 << 20, 1284, 12, 33) == "torch"
-    assert choose("cuda", 1 << 20, 1284, 256, 8) == "torch"
-    monkeypatch.setattr(neighbors, "_installed", lambda name: False)
-    assert choose("cuda", 1 << 20, 1284, 12, 8) == "torch"
+    times = {"cpu": {10: {"torch": 2.0, "faiss": 1.0}, 1000: {"torch": 1.0, "faiss": 2.0}}}
+    monkeypatch.setattr(choice, "MEASURED", times)
+    monkeypatch.setattr(choice, "installed", lambda name: True)
+    assert [choice.choose("cpu", 99, classes, 12, 8) for classes in (1, 99, 101, 9999)] == [
+        "faiss",
+        "faiss",
+        "torch",
+        "torch",
+    ]
+    assert choice.choose("cuda", 1 << 20, 1284, 12, 8) == "triton"
+    assert choice.choose("cuda", 1 << 20, 1284, 12, 33) == "torch"
+    assert choice.choose("cuda", 1 << 20, 1284, 256, 8) == "torch"
+    assert choice.choose("cuda", 100, 1284, 12, 8) == "torch"
+    monkeypatch.setattr(choice, "installed", lambda name: False)
+    assert choice.choose("cuda", 1 << 20, 1284, 12, 8) == "torch"
+    assert choice.choose("cpu", 99, 10, 12, 8) == "torch"
+
+
+def test_auto_on_this_machine() -> None:
+    assert build_index(unit(20, 30, 4)).backend == "torch"  # the quickest at every size measured

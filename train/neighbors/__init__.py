@@ -10,7 +10,7 @@ to the lower class id, NaN last. All backends agree with it to the index; they d
     torch    always there: numba on the CPU, chunked matrix products elsewhere
     faiss    a flat L2 index, on the GPU through torch tensors without host copies; `pip install segshards[faiss]`
     triton   a fused kernel on CUDA: distance and running top-k in registers; comes with torch on Linux
-    auto     the quickest by `choose`, whose table is measured by `python -m tests.bench.search`
+    auto     the quickest by train/neighbors/choice.py, whose table `python -m tests.bench.search` measures
 
 Void rows are the caller's to drop before the search.
 """
@@ -18,7 +18,6 @@ Void rows are the caller's to drop before the search.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -26,12 +25,11 @@ import torch
 from torch import Tensor
 
 from shards.errors import SettingsError
+from train.neighbors.choice import choose
 
 Backend = Literal["auto", "torch", "faiss", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 SCRATCH_MB = 64.0  # what a chunk may hold; beyond it only the result and O(C d) for the table
-TRITON_K = 32  # the fused kernel keeps its candidates in registers
-TRITON_WIDTH = 128
 
 
 class Searcher(Protocol):
@@ -69,8 +67,7 @@ class Index:
         check_k(k, self.classes)
         if len(queries) == 0:
             return torch.empty(0, k, dtype=torch.int64, device=queries.device)
-        with torch.no_grad():
-            return self.searcher.search(queries.detach(), k)
+        return self.searcher.search(queries.detach(), k)
 
 
 def nearest(queries: Tensor, table: Tensor, k: int, backend: str = "auto", *, scratch_mb: float = SCRATCH_MB) -> Tensor:
@@ -94,15 +91,13 @@ def nearest(queries: Tensor, table: Tensor, k: int, backend: str = "auto", *, sc
     return build_index(table, backend, queries=len(queries), k=k, scratch_mb=scratch_mb).nearest(queries, k)
 
 
-def build_index(
-    table: Tensor, backend: str = "auto", *, queries: int = 1 << 20, k: int = 8, scratch_mb: float = SCRATCH_MB
-) -> Index:
+def build_index(table: Tensor, backend: str = "auto", *, k: int = 8, scratch_mb: float = SCRATCH_MB) -> Index:
     """Make a class table [C, d] ready for many searches.
 
     Args:
         table: [C, d], any floating type.
         backend: as in `nearest`.
-        queries, k: the search to expect; "auto" chooses by them, and any other search still works.
+        queries, k: the search to expect, for "auto"; any other works too.
         scratch_mb: as in `nearest`.
 
     Raises:
@@ -121,26 +116,10 @@ def build_index(
     return Index(name, classes, width, table.device, searcher(values, scratch))
 
 
-def choose(device: str, queries: int, classes: int, width: int, k: int) -> str:
-    """What "auto" means: the backend for a device type and a size.
-
-    On the CPU torch's compiled rows won or tied at every size measured (README's table). On CUDA the order is the
-    design's, not a measurement: the fused kernel where it fits, else torch.
-    """
-    if device == "cuda" and k <= TRITON_K and width <= TRITON_WIDTH and _installed("triton"):
-        return "triton"
-    return "torch"
-
-
 def check_k(k: int, classes: int) -> None:
     """Refuse a k outside of 1 to C."""
     if not 1 <= k <= classes:
         raise SettingsError(f"k = {k} nearest of {classes} classes; expected 1 to {classes}")
-
-
-def _installed(module: str) -> bool:
-    """Whether a module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
 
 
 def _check_table(table: Tensor) -> None:

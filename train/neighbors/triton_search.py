@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shards.errors import UserError
 from train.neighbors import contract
+from train.neighbors.choice import TRITON_K, TRITON_WIDTH
 from train.neighbors.torch_search import TorchIndex
 
 try:
@@ -31,8 +32,6 @@ WARPS = 4
 # (queries a program, classes at a time) with up to 16 candidates and with more: of those tried, the ones whose compiled
 # code for sm_90 leaves room for several programs at a time (80 and 154 registers a thread, none spilled).
 TILES = {16: (32, 32), 64: (16, 64)}
-MOST = 32  # k that the kernel takes
-WIDEST = 128  # d that the kernel takes
 
 
 class TritonIndex:
@@ -53,7 +52,7 @@ class TritonIndex:
     def search(self, queries: Tensor, k: int) -> Tensor:
         """ids int64 [N, k]; k at most C."""
         width = queries.shape[1]
-        if self.columns is None or queries.dtype == torch.float64 or k > MOST or width > WIDEST:
+        if self.columns is None or queries.dtype == torch.float64 or k > TRITON_K or width > TRITON_WIDTH:
             return self.exact.search(queries, k)
         ids, settled = launch(queries.contiguous(), self.columns, k)
         rows = (~settled).nonzero()[:, 0]
@@ -68,7 +67,7 @@ def launch(queries: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         queries: [N, d], contiguous, float32 or a half type.
         columns: float32 [d, C], contiguous.
-        k: at most `MOST` and C.
+        k: at most `TRITON_K` and C.
     """
     (number, width), classes = queries.shape, columns.shape[1]
     keep = min(k + contract.EXTRA, classes)

@@ -248,6 +248,7 @@ def test_the_process_grows_by_little() -> None:
         (torch.zeros(2, 3), torch.zeros(4, 3), 5, "auto", "k = 5 nearest of 4 classes"),
         (torch.zeros(2, 3), torch.zeros(4, 3), 0, "torch", "k = 0"),
         (torch.zeros(2, 3), torch.zeros(4, 2), 1, "torch", r"queries \(2, 3\).*\[N, 2\]"),
+        (torch.tensor(1.0), torch.zeros(4, 3), 1, "torch", r"queries \(\)"),
         (torch.zeros(2, 3).long(), torch.zeros(4, 3), 1, "torch", "int64"),
         (torch.zeros(2, 3), torch.zeros(0, 3), 1, "torch", "at least one class"),
         (torch.zeros(2, 3), torch.zeros(4, 3).int(), 1, "torch", "int32"),

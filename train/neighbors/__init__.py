@@ -88,10 +88,13 @@ def nearest(queries: Tensor, table: Tensor, k: int, backend: str = "auto", *, sc
         SettingsError: shapes, types or devices that do not fit, k outside of 1 to C, an unknown backend.
         UserError: a backend whose package is not installed.
     """
-    return build_index(table, backend, queries=len(queries), k=k, scratch_mb=scratch_mb).nearest(queries, k)
+    number = queries.shape[0] if queries.ndim else 0  # what is no matrix is refused by the index
+    return build_index(table, backend, queries=number, k=k, scratch_mb=scratch_mb).nearest(queries, k)
 
 
-def build_index(table: Tensor, backend: str = "auto", *, k: int = 8, scratch_mb: float = SCRATCH_MB) -> Index:
+def build_index(
+    table: Tensor, backend: str = "auto", *, queries: int = 1 << 20, k: int = 8, scratch_mb: float = SCRATCH_MB
+) -> Index:
     """Make a class table [C, d] ready for many searches.
 
     Args:

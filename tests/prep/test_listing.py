@@ -8,30 +8,22 @@ from pathlib import Path
 
 from prep.build.plan import make_plan
 from prep.build.settings import Settings
-from prep.raw import BaseReader, RawSample
-from shards.classes import ClassTable
+from prep.raw import RawSample
+from tests.prep.toy import ToyReader
 
 
 @dataclass(frozen=True)
-class Given(BaseReader):
+class Given(ToyReader):
     """A reader of the samples that it is given."""
 
     given: tuple[RawSample, ...] = ()
-    name: str = "given"
-
-    @property
-    def classes(self) -> ClassTable:
-        return ClassTable.make(("a", "b"))
-
-    def splits(self, root: Path) -> tuple[str, ...]:
-        return ("train",)
 
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:
         yield from self.given
 
 
 def plan_of(root: Path, *samples: RawSample):  # type: ignore[no-untyped-def]
-    return make_plan(Given(samples), Settings("given", root))  # type: ignore[arg-type]
+    return make_plan(Given(given=samples), Settings("toy", root))  # type: ignore[arg-type]
 
 
 def test_an_instance_map_and_meta_that_change_are_seen(tmp_path: Path) -> None:

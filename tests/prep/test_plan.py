@@ -21,26 +21,15 @@ from shards.scale import Scale
 from shards.verify import verify
 from tests.fakes import fake_camvid
 from tests.prep.builds import run_build, tree
+from tests.prep.toy import ToyReader
 
 
 @dataclass(frozen=True)
-class Many(BaseReader):
+class Many(ToyReader):
     """A reader of as many samples as one likes, all of them the same file."""
 
-    count: int
+    count: int = 1
     keys: tuple[str, ...] = ()
-    name: str = "many"
-    title: str = "Many samples, 2 classes"
-    layout: str = "anything"
-    source: str = "here"
-    terms: str = "none"
-
-    @property
-    def classes(self) -> ClassTable:
-        return ClassTable.make(("a", "b"))
-
-    def splits(self, root: Path) -> tuple[str, ...]:
-        return ("train",)
 
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:
         for number in range(self.count):
@@ -56,7 +45,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     peaks = []
     for count in (2_000, 50_000):
         tracemalloc.start()
-        plan = plan_of(Many(count), tmp_path)
+        plan = plan_of(Many(count=count), tmp_path)
         assert sum(len(chunk.samples) for chunk in plan.chunks()) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -65,7 +54,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(10, CHUNK), (20_000, CHUNK), (60_000, 14), (3_000_000, LARGEST_CHUNK)])
 def test_chunks_grow_with_the_build(tmp_path: Path, count: int, size: int) -> None:
-    plan = plan_of(Many(10), tmp_path)
+    plan = plan_of(Many(count=10), tmp_path)
     object.__setattr__(plan.splits[0], "samples", count)
     assert plan.chunk_size == size
     assert plan.chunk_count == -(-count // size)
@@ -90,7 +79,7 @@ def run_reader() -> Any:
 
 def test_every_later_sample_of_a_key_is_a_duplicate(tmp_path: Path) -> None:
     keys = ("a", "b", "a", "c", "b", "a", "d")
-    plan = plan_of(Many(len(keys), keys), tmp_path)
+    plan = plan_of(Many(count=len(keys), keys=keys), tmp_path)
     assert sorted(plan.splits[0].duplicates) == [2, 4, 5]
     assert plan.splits[0].bad == 3
     problems = [sample.problem for chunk in plan.chunks() for sample in chunk.samples]
@@ -111,19 +100,19 @@ class Alike(str):
 
 
 def test_keys_of_one_hash_are_told_apart(tmp_path: Path) -> None:
-    plan = plan_of(Many(4, tuple(map(Alike, "abca"))), tmp_path)
+    plan = plan_of(Many(count=4, keys=tuple(map(Alike, "abca"))), tmp_path)
     assert list(plan.splits[0].duplicates) == [3]
 
 
 def test_the_limit_holds_for_samples_and_for_duplicates(tmp_path: Path) -> None:
-    plan = plan_of(Many(5, ("a", "b", "c", "a", "b")), tmp_path, limit=3)
+    plan = plan_of(Many(count=5, keys=("a", "b", "c", "a", "b")), tmp_path, limit=3)
     assert plan.samples == 3
     assert not plan.splits[0].duplicates
     assert [len(chunk.samples) for chunk in plan.chunks()] == [3]
 
 
 def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
-    plan = plan_of(Many(10), tmp_path)
+    plan = plan_of(Many(count=10), tmp_path)
     object.__setattr__(plan.reader, "count", 7)
     with pytest.raises(LayoutError, match=r"split 'train' .* had 10 samples and has 7 now"):
         list(plan.chunks())
@@ -147,7 +136,7 @@ def test_the_listing_knows_facts_tags_and_meta(tmp_path: Path) -> None:
         {"label": (FilePart(tmp_path / "f", 0, 3), FilePart(tmp_path / "f", 4, 3))},
         {"label": ()},
     ]
-    listings = {plan_of(Facts(1, sample=variant), tmp_path).listing for variant in variants}
+    listings = {plan_of(Facts(count=1, sample=variant), tmp_path).listing for variant in variants}
     assert len(listings) == len(variants)
 
 
@@ -186,7 +175,7 @@ def test_tallies_are_summed_over_workers_and_published(tmp_path: Path, workers: 
     import json
 
     root, out = counting(tmp_path), tmp_path / "out"
-    build(Counting(30), Settings("many", root, scales=Scale.parse_many("1")), out, workers=workers, quiet=True)
+    build(Counting(count=30), Settings("toy", root, scales=Scale.parse_many("1")), out, workers=workers, quiet=True)
     want = {"train": {"even": 15, "odd": 15, "sum": sum(range(30))}}
     assert json.loads((out / "merge-audit.json").read_text()) == want
     assert b"merge-audit.json" in (out / "manifest.json").read_bytes()
@@ -194,16 +183,18 @@ def test_tallies_are_summed_over_workers_and_published(tmp_path: Path, workers: 
 
 def test_a_published_report_is_ours_to_replace(tmp_path: Path) -> None:
     root, out = counting(tmp_path), tmp_path / "out"
-    settings = Settings("many", root, scales=Scale.parse_many("1"))
-    build(Counting(30), settings, out, quiet=True)
+    settings = Settings("toy", root, scales=Scale.parse_many("1"))
+    build(Counting(count=30), settings, out, quiet=True)
     before = tree(out)
-    build(Counting(30), settings, out, fresh=True, quiet=True)
+    build(Counting(count=30), settings, out, fresh=True, quiet=True)
     assert tree(out) == before
 
 
 def test_a_part_beyond_the_end_of_its_file_is_quarantined(tmp_path: Path) -> None:
     root = counting(tmp_path)
-    outcome = build(Counting(31), Settings("many", root, scales=Scale.parse_many("1")), tmp_path / "out", quiet=True)
+    outcome = build(
+        Counting(count=31), Settings("toy", root, scales=Scale.parse_many("1")), tmp_path / "out", quiet=True
+    )
     assert [bad.key for bad in outcome.bad] == ["s30"]
     assert "labels ends within it" in outcome.bad[0].reason
 
@@ -232,8 +223,8 @@ def test_a_labelled_split_holds_labels_only(
                 yield replace(sample, label=None, weak=tags) if sample.key == "s02" else sample
 
     root = counting(tmp_path, 4)
-    settings = Settings("many", root, scales=Scale.parse_many("1"), weak=weak)
-    outcome = build(Mixed(4), settings, tmp_path / "out", quiet=True)
+    settings = Settings("toy", root, scales=Scale.parse_many("1"), weak=weak)
+    outcome = build(Mixed(count=4), settings, tmp_path / "out", quiet=True)
     assert [(bad.key, bad.reason) for bad in outcome.bad] == (
         [] if stored else [("s02", "no label, while other samples of its split have one")]
     )

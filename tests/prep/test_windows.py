@@ -14,28 +14,17 @@ import pytest
 import shards
 from prep.build.settings import Settings
 from prep.pipeline import build
-from prep.raw import BaseReader, DecodedLabel, RawSample
-from shards.classes import ClassTable
+from prep.raw import DecodedLabel, RawSample
 from shards.scale import Scale
 from tests.fakes import save
+from tests.prep.toy import ToyReader
 
 
 @dataclass(frozen=True)
-class Tallying(BaseReader):
+class Tallying(ToyReader):
     """One image, whose label counts one odd thing."""
 
     suffix: str = "jpg"
-    name: str = "tallying"
-    title: str = "Tallying, 2 classes"
-    source: str = "here"
-    terms: str = "none"
-
-    @property
-    def classes(self) -> ClassTable:
-        return ClassTable.make(("a", "b"))
-
-    def splits(self, root: Path) -> tuple[str, ...]:
-        return ("train",)
 
     def samples(self, root: Path, split: str) -> Iterator[RawSample]:
         yield RawSample("x", root / f"x.{self.suffix}", label=root / "label")
@@ -51,8 +40,8 @@ class Tallying(BaseReader):
 def test_windows_keep_the_kind_of_image_and_count_a_label_once(tmp_path: Path, suffix: str, kind: str) -> None:
     save(np.full((40, 40, 3), 90, np.uint8), tmp_path / "raw" / f"x.{suffix}")
     (tmp_path / "raw/label").write_bytes(b"x")
-    settings = Settings("tallying", tmp_path / "raw", scales=Scale.parse_many("1"), weak=True, weak_crop=20)
-    build(Tallying(suffix), settings, tmp_path / "out", quiet=True)
+    settings = Settings("toy", tmp_path / "raw", scales=Scale.parse_many("1"), weak=True, weak_crop=20)
+    build(Tallying(suffix=suffix), settings, tmp_path / "out", quiet=True)
     found = shards.open(tmp_path / "out", "train")
     assert len(found) == 4
     assert {tuple(found.members(i)) for i in range(4)} == {(kind, "json")}

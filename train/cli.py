@@ -126,12 +126,14 @@ def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bo
     """Open or create the run's folder and train; None where a resumed run has no step left."""
     from train.distributed import join
     from train.loop import Trainer
-    from train.run import check_same, create
+    from train.run import check_free, check_same, create
     from train.stream import Stream
 
     with join(device) as world:
         if old is not None:
             check_same(old, setup)
+        elif world.first:  # before the network, whose weights may have to be fetched
+            check_free(setup.folder)
         trainer = Trainer(setup, Stream(sources, setup.recipe), world, quiet)
         if old is not None:
             trainer.load()

@@ -65,7 +65,12 @@ def write_all(found: ClassVectors, run: Run, step: int, out: Path, neighbours: i
         run, step: where they are from.
         out: a folder.
         neighbours: how many of a class's nearest others are listed, or all where there are fewer.
+
+    Raises:
+        UserError: the place is a file.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; expected a folder or a new path")
     out.mkdir(parents=True, exist_ok=True)
     write_safetensors(out / "embeddings.safetensors", found, run, step)
     names, wnids = (np.array(column) for column in _columns(found.classes))
@@ -127,9 +132,11 @@ def picture(found: ClassVectors) -> Image.Image:
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=tuple(colour), outline="black")
     taken: list[tuple[float, float, float, float]] = []
     for (x, y), name in zip(places, found.classes.names, strict=True):
-        box = draw.textbbox((x + 6, y - 8), name, font=font)
+        right = draw.textbbox((x + 6, y - 8), name, font=font)
+        shift = 0.0 if right[2] < SIDE else right[0] - right[2] - 12  # at the edge, to the left of its dot
+        box = draw.textbbox((x + 6 + shift, y - 8), name, font=font)
         if all(box[2] < t[0] or t[2] < box[0] or box[3] < t[1] or t[3] < box[1] for t in taken):
-            draw.text((x + 6, y - 8), name, font=font, fill="black")
+            draw.text((x + 6 + shift, y - 8), name, font=font, fill="black")
             taken.append(box)
     title = f"{len(points)} classes, principal axes: {shares[0]:.0%} and {shares[1]:.0%} of the variance"
     draw.text((10, 10), title, font=font, fill="black")

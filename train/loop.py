@@ -34,7 +34,7 @@ from train.distributed import World, enough_memory
 from train.evaluate import Split, evaluate, open_for_scoring
 from train.inference import use_bf16, views_of
 from train.models import Embedded, EmbeddingModel, build_model
-from train.objective import build_objective, margin_gradients
+from train.objective import build_objective, check_search, margin_gradients
 from train.optim import build_optimizer, clip_gradients, set_rates
 from train.report import per_cent
 from train.run import Run, versions
@@ -112,6 +112,7 @@ class Trainer:
         layout = torch.channels_last if recipe.loop.channels_last else torch.contiguous_format
         self.model = model.to(self.world.device).to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
         self.optimiser = build_optimizer(model, recipe.optim)
+        check_search(self.model, recipe.loss)
         self.loss = build_objective(recipe)
         self._buffers = shadows(self.model)
         self.bf16 = use_bf16(recipe, self.world.device)

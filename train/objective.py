@@ -59,6 +59,17 @@ class EmbeddingLoss(nn.Module):
         return lambda queries, table, k: index.nearest(queries, k)
 
 
+def check_search(model: nn.Module, config: Loss) -> None:
+    """Search once in the class table where it lies, so that a run that cannot is refused before it has a folder.
+
+    Raises:
+        SettingsError, UserError: what `loss.search` names is not installed, or does not work on this device.
+    """
+    if isinstance(model, EmbeddingModel) and config.mode == "nearest":
+        table = model.classes().detach()
+        nearest(table[:1], table, min(config.k, len(table)), config.search)
+
+
 def build_objective(recipe: Recipe) -> nn.Module:
     """The loss of a recipe's head."""
     return build_loss(recipe.loss) if recipe.model.head == "dense" else EmbeddingLoss(recipe.loss)

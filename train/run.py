@@ -27,7 +27,7 @@ NAME = "run.json"
 FORMAT_VERSION = 1
 # Settings that change when things are written or how fast they are read, and nothing that is learnt.
 FREE = {
-    "name", "description", "expected", "data.workers",
+    "name", "description", "expected", "data.workers", "loss.search",
     "loop.checkpoint_every", "loop.log_every", "loop.image_every", "loop.eval_every",
 }  # fmt: skip
 
@@ -58,12 +58,9 @@ def create(run: Run) -> None:
     """Make the run's folder and publish its run.json.
 
     Raises:
-        UserError: there is a run already, or the place is a file.
+        UserError: as `check_free`.
     """
-    if (run.folder / NAME).exists():
-        raise UserError(f"{run.folder} holds a run already: add --resume to continue it, or give another --out")
-    if run.folder.exists() and not run.folder.is_dir():
-        raise UserError(f"--out {run.folder} is a file; expected a folder or a new path")
+    check_free(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     values = {
         "format_version": FORMAT_VERSION,
@@ -75,6 +72,14 @@ def create(run: Run) -> None:
         "versions": versions(),
     }
     publish_bytes(run.folder / NAME, json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def check_free(folder: Path) -> None:
+    """Raise UserError where a folder holds a run already, or is a file."""
+    if (folder / NAME).exists():
+        raise UserError(f"{folder} holds a run already: add --resume to continue it, or give another --out")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; expected a folder or a new path")
 
 
 def open_run(folder: Path) -> Run:

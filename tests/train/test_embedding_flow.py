@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,32 @@ def test_resumed_weights_are_the_same(call: Call, runs: Path, shard_set: Path, t
     assert all((one[name] == two[name]).all() for name in one)
 
 
+def test_a_search_that_is_not_there_leaves_no_run(
+    call: Call, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused at the first search would leave a folder that only --resume with the same search can use."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    for module in ("faiss", "train.neighbors.faiss_search"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    given = words(shard_set, tmp_path, "run", *EMBEDDING, "loop.steps=1")
+    for backend, says in (("faiss", "FAISS is not installed"), ("triton", "search backend triton")):
+        code, _, err = call(*given, "--set", f"loss.search={backend}", "--device", "cpu")
+        assert (code, err.count("\n")) == (2, 1)
+        assert says in err
+        assert not (tmp_path / "run").exists()
+    assert call(*given)[0] == 0
+
+
+def test_a_run_goes_on_with_another_search(call: Call, runs: Path, shard_set: Path) -> None:
+    """Backends agree to the index, so a run may move to a machine that has others."""
+    given = words(shard_set, runs, "nearest", *SETTINGS, *EMBEDDING)
+    assert call(*given, "--resume", "--set", "loss.search=torch")[0] == 0
+    code, _, err = call(*given, "--resume", "--set", "loss.k=3")
+    assert code == 2
+    assert "loss.k was 2, is 3" in err
+
+
 @pytest.mark.parametrize("mode", ["nearest", "dense"])
 def test_the_likeliest_classes_are_written(call: Call, runs: Path, tmp_path: Path, mode: str) -> None:
     Image.fromarray(scene(7, (50, 70)).image).save(tmp_path / "a.png")
@@ -140,6 +167,14 @@ def test_a_dense_run_has_no_class_embeddings(call: Call, runs: Path, tmp_path: P
     assert not (tmp_path / "e").exists()
 
 
+def test_embeddings_need_a_folder(call: Call, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "e").write_text("mine")
+    code, _, err = call("seg-embeddings", "--run", runs / "nearest", "--out", tmp_path / "e")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is a file; expected a folder" in err
+    assert (tmp_path / "e").read_text() == "mine"
+
+
 def test_the_projection_keeps_what_lies_on_two_axes() -> None:
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(30, 2)) * [3, 1]
@@ -150,6 +185,15 @@ def test_the_projection_keeps_what_lies_on_two_axes() -> None:
     np.testing.assert_allclose(distances, wanted, atol=1e-5)
     assert found[:, 0].std() > found[:, 1].std()
     assert sum(shares) == pytest.approx(1)
+
+
+def test_names_stay_inside_the_picture() -> None:
+    """The two ends of the first axis: the right one's name would run over the edge."""
+    found = ClassVectors(np.float32([[1, 0], [-1, 0]]), ClassTable.make(["w" * 30, "v" * 30]))
+    drawn = np.asarray(picture(found)).min(2)
+    assert (drawn[:, -2:] == 255).all()
+    assert (drawn[:, :800] < 100).any(0).sum() > 150
+    assert (drawn[:, 800:] < 100).any(0).sum() > 150
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -151,10 +151,9 @@ def test_void_rows_change_nothing_wherever_they_stand(loss: Callable[..., Tensor
     losses = [loss(*which.args(), 0.3, distance) for which in (one, two)]
     for value in losses:
         value.backward()
-    assert losses[0] == losses[1]
     assert two.pixels.grad is not None
-    assert torch.equal(one.table.grad, two.table.grad)
-    assert torch.equal(one.pixels.grad, two.pixels.grad[place])
+    for first, second in (losses, (one.table.grad, two.table.grad), (one.pixels.grad, two.pixels.grad[place])):
+        torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-14)  # where rows lie decides on last bits
     assert bool((two.pixels.grad.index_fill(0, place, 0) == 0).all())
 
 

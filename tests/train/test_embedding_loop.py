@@ -21,7 +21,7 @@ from tests.train.shardset import CLASSES, Raw, scene, write
 from tests.train.test_distributed import run_ranks
 from tests.train.test_loop import equal, losses, stop_at, trainer, void_set, weights
 from tests.train.test_stream import planes
-from train import lvis
+from train import lvis, objective
 from train.distributed import World
 from train.inference import Views, predict, predict_top
 from train.loop import DivergedError, Trainer
@@ -157,6 +157,39 @@ def test_the_search_in_an_older_table_decides_the_candidates() -> None:
     assert float(cost) == pytest.approx(math.log(2))  # classes 0 and 3 are equally far
     cost, _ = loss(out._replace(searched=None), torch.zeros(1, 1, 1, 1, dtype=torch.int32), torch.ones(1, 1, 1, 1))
     assert float(cost) == pytest.approx(math.log(1 + math.exp(2)))  # class 0 at 2, class 2 at 0
+
+
+@pytest.mark.parametrize("mode", ["nearest", "exact"])
+def test_cells_of_several_classes_may_be_left_out(mode: str) -> None:
+    """multi_class_cells = false: the second of two cells holds two classes and counts nothing."""
+    out = Embedded(torch.eye(4)[:, :2].view(1, 4, 1, 2), torch.eye(4), 1.0)
+    ids = torch.tensor([[[[3, 3]], [[0, 1]]]], dtype=torch.int32)
+    shares = torch.tensor([[[[1.0, 0.5]], [[0.0, 0.5]]]])
+    both, one = (
+        EmbeddingLoss(embedding(loss={"mode": mode, "multi_class_cells": kept}).loss)(out, ids, shares)
+        for kept in (True, False)
+    )
+    first = EmbeddingLoss(embedding(loss={"mode": mode}).loss)(
+        out._replace(pixels=out.pixels[..., :1]), ids[..., :1], shares[..., :1]
+    )
+    assert float(both[1]) == 2
+    assert [float(x) for x in one] == pytest.approx([float(x) for x in first])
+
+
+@pytest.mark.parametrize("lvis_negatives", [False, True])
+def test_the_recipes_search_is_the_one_that_searches(lvis_negatives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("nearest", "build_index"):
+        own = getattr(objective, name)
+        monkeypatch.setattr(
+            objective, name, lambda *a, own=own, **k: asked.append(k.get("backend") or a[1]) or own(*a, **k)
+        )
+    loss = EmbeddingLoss(embedding(loss={"search": "faiss"}).loss)
+    out = Embedded(torch.eye(4)[:, :1].view(1, 4, 1, 1), torch.eye(4), 1.0)
+    allowed = torch.ones(1, 4, dtype=torch.bool) if lvis_negatives else None
+    pytest.importorskip("faiss")
+    loss(out, torch.zeros(1, 1, 1, 1, dtype=torch.int32), torch.ones(1, 1, 1, 1), allowed)
+    assert set(asked) == {"faiss"}
 
 
 def test_bf16_is_close_to_float32(shard_set: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def class_vectors(model: nn.Module, run: Run) -> ClassVectors:
     """The class embeddings of a run's network.
 
     Raises:
-        UserError: its head has none.
+        UserError: its head has none, or they are no finite numbers.
     """
     if not isinstance(model, EmbeddingModel):
         raise UserError(
@@ -54,7 +54,14 @@ def class_vectors(model: nn.Module, run: Run) -> ClassVectors:
             'model.head = "embedding"'
         )
     with torch.inference_mode():
-        return ClassVectors(model.classes().cpu().numpy(), run.classes)
+        vectors = model.classes().cpu().numpy()
+    broken = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if len(broken):
+        raise UserError(
+            f"run {run.folder}: the embedding of class {run.classes.names[broken[0]]!r} is not finite ({len(broken)} "
+            "such classes); the run has diverged: train again with a lower optim.lr"
+        )
+    return ClassVectors(vectors, run.classes)
 
 
 def write_all(found: ClassVectors, run: Run, step: int, out: Path, neighbours: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,18 @@ def test_a_dense_run_has_no_class_embeddings(call: Call, runs: Path, tmp_path: P
     assert code == 2
     assert err.count("\n") == 1
     assert 'model.head = "dense", without class embeddings' in err
+    assert not (tmp_path / "e").exists()
+
+
+def test_embeddings_of_a_run_that_has_diverged_are_refused(call: Call, runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "nearest", tmp_path / "run")
+    place = tmp_path / "run" / checkpoint.NAME
+    saved = checkpoint.load(place)
+    saved.model["classes.weight"][1] = float("inf")
+    checkpoint.save(place, saved)
+    code, _, err = call("seg-embeddings", "--run", tmp_path / "run", "--out", tmp_path / "e")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the embedding of class 'wall' is not finite (1 such classes)" in err
     assert not (tmp_path / "e").exists()
 
 

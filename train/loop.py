@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from fractions import Fraction
 from types import FrameType
 
 import numpy as np
@@ -206,7 +207,8 @@ class Trainer:
     def _step(self, wrapped: nn.Module, timed: Timed) -> Step:
         recipe, step = self.setup.recipe, self.step
         torch.manual_seed(seed_of(recipe.loop.seed, step, self.world.rank))
-        lr = set_rates(self.optimiser, step, recipe.loop.steps, recipe.optim, recipe.schedule)
+        epoch = Fraction(len(self.stream), recipe.loop.batch)
+        lr = set_rates(self.optimiser, step, recipe.loop.steps, recipe.optim, recipe.schedule, epoch)
         self.optimiser.zero_grad(set_to_none=True)
         if isinstance(self.model, EmbeddingModel) and step % recipe.loss.search_every == 0:
             self.model.classes.look()

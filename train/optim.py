@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -25,17 +26,21 @@ GROUP_POWER = "power"  # a group's own power of schedule "poly", where it has on
 TEMPERATURE_SCALE = 0.01  # at full rate the temperature outruns the embeddings: a softmax that is all but uniform
 
 
-def learning_rate(step: int, steps: int, optim: Optim, schedule: Schedule) -> float:
+def learning_rate(step: int, steps: int, optim: Optim, schedule: Schedule, epoch: Fraction | None = None) -> float:
     """The common learning rate of step 0 <= step < steps (a group multiplies it with its own `lr_scale`).
 
     Warm-up is linear: step i of n warm-up steps runs at (i + 1) / (n + 1) of the rate that the schedule then takes
     up; "poly" is (1 - t) ** power and "cosine" (1 + cos(pi t)) / 2 of the rate, t the share of the steps after the
-    warm-up that are done. No rate after the warm-up is below `min_lr`.
+    warm-up that are done. No rate after the warm-up is below `min_lr`. With schedule.unit = "epoch", t is the share
+    that was done when the step's epoch began; `epoch` is the number of steps that one has: samples over batch.
     """
+    if schedule.unit == "epoch" and epoch is None:
+        raise ValueError('schedule.unit = "epoch": the number of steps in an epoch is needed')
     warmup = schedule.warmup_steps
     if step < warmup:
         return optim.lr * (step + 1) / (warmup + 1)
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    at = float(step // epoch * epoch) if schedule.unit == "epoch" and epoch is not None else step
+    done = min(1.0, max(0.0, at - warmup) / max(1, steps - warmup))
     return max(schedule.min_lr, optim.lr * _decay(schedule, done))
 
 
@@ -53,14 +58,21 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group[GROUP_SCALE]
 
 
-def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, optim: Optim, schedule: Schedule) -> float:
-    """Give every group its learning rate of 0 <= step < steps; the common rate."""
-    common = learning_rate(step, steps, optim, schedule)
+def set_rates(
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    steps: int,
+    optim: Optim,
+    schedule: Schedule,
+    epoch: Fraction | None = None,
+) -> float:
+    """Give every group its learning rate of 0 <= step < steps; the common rate. Arguments as in `learning_rate`."""
+    common = learning_rate(step, steps, optim, schedule, epoch)
     set_lr(optimizer, common)
     for group in optimizer.param_groups:
         if GROUP_POWER in group:
             own = schedule.model_copy(update={"power": group[GROUP_POWER]})
-            group["lr"] = learning_rate(step, steps, optim, own) * group[GROUP_SCALE]
+            group["lr"] = learning_rate(step, steps, optim, own, epoch) * group[GROUP_SCALE]
     return common
 
 
@@ -104,10 +116,12 @@ def _by_decay(name: str, parameters: list[nn.Parameter], scale: float, config: O
 
 
 def build_optimizer(model: SegmentationModel, config: Optim) -> torch.optim.Optimizer:
-    """SGD or AdamW over `parameter_groups`."""
+    """SGD, AdamW or AMSGrad over `parameter_groups`."""
     groups = parameter_groups(model, config)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    if config.name == "amsgrad":
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, amsgrad=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 

@@ -121,7 +121,7 @@ def make_plan(
     per_device = max(1, recipe.loop.batch // (recipe.loop.accumulate * world_size))
     parameters = sum(p.numel() for p in model.parameters())
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    states = {"sgd": 1 if recipe.optim.momentum else 0, "adamw": 2}[recipe.optim.name]
+    states = {"sgd": 1 if recipe.optim.momentum else 0, "adamw": 2, "amsgrad": 3}[recipe.optim.name]
     return Plan(
         recipe=recipe,
         parameters=parameters,

@@ -11,7 +11,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from shards.errors import SettingsError
 from shards.scale import Scale
@@ -198,11 +207,14 @@ class Loss(Section):
 class Optim(Section):
     """The optimiser. encoder_lr_scale multiplies lr for the encoder; clip is the largest gradient norm.
 
+    "amsgrad" is Adam with the largest second moment so far and weight decay as part of the gradient (Adam's own way,
+    not AdamW's); its betas are (0.9, 0.99) if not given.
+
     With model.head = "embedding" alone: the class table has its own factor on lr, its own momentum (sgd) and its own
     power of schedule "poly"; it has no weight decay. A learnt temperature likewise, at a hundredth of the rate.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw", "amsgrad"] = "sgd"
     lr: Positive = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
@@ -215,6 +227,11 @@ class Optim(Section):
     embedding_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     embedding_power: Positive = 0.95
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_betas(cls, given: Any) -> Any:
+        return {"betas": (0.9, 0.99), **given} if isinstance(given, dict) and given.get("name") == "amsgrad" else given
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.nesterov and self.momentum == 0:
@@ -225,12 +242,21 @@ class Optim(Section):
 
 
 class Schedule(Section):
-    """The learning rate over the steps: warm-up from 0 (linear), then poly, cosine or constant, never below min_lr."""
+    """The learning rate over the steps: warm-up from 0 (linear), then poly, cosine or constant, never below min_lr.
+
+    unit: what the rate falls with: every step, or every epoch (all steps of an epoch have the rate of its first).
+    """
 
     name: Literal["poly", "cosine", "constant"] = "poly"
+    unit: Literal["step", "epoch"] = "step"
     power: Positive = 0.9
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     min_lr: NonNegative = 0.0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `unit` where it is the usual one: stored recipes are those from before there was another."""
+        return {key: value for key, value in values(self).items() if (key, value) != ("unit", "step")}
 
 
 class Loop(Section):

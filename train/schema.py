@@ -123,6 +123,10 @@ class Augment(Section):
         return self
 
 
+# Settings of [model] that only ladders have; a recipe of another network neither takes nor stores them.
+LADDER_ONLY = {"down", "up", "spp_width", "ladder_residual", "depthwise", "dilated", "auxiliary", "segments"}
+
+
 class Model(Section):
     """The network. `encoder` is any timm name, or one of smp's own ("mit_b2") for SegFormer.
 
@@ -134,10 +138,19 @@ class Model(Section):
     renormalise: put pixel embeddings back on the sphere after upsampling (false: as the release of ESSNet).
     norm: "group" replaces every BatchNorm2d of encoder and decoder by GroupNorm with groups of 16 channels; scales and
     shifts are kept. sync_norm: BatchNorm shares its statistics over all ranks (CUDA, several processes).
-    norm_momentum: of the encoder's BatchNorm statistics; "none" leaves each layer's own.
+    norm_momentum: of the encoder's BatchNorm statistics; "none" leaves each layer's own (ladders: 0.05 throughout).
+
+    With model.arch = "ladder" alone (train/models/ladder; `dropout` is that of DenseNet's units, 0 if not given):
+    down, up: strides of the pyramid of pools and of the logits, "d -> u" in the paper; no ladder if they are equal.
+    dilated: the encoder keeps stride 8 or 16 by dilation; `down` is then the same number.
+    spp_width: the pyramid's widths: "paper" d/2, d/8, d/4; 512 as in the release: 512, 128, 512 for any encoder; 256
+    likewise 512, 128, 256, which the paper's counts for DenseNet-161 and 169 agree with.
+    ladder_residual: each step's output has its resized input added (the release). depthwise: separable 3x3 in steps.
+    auxiliary: logits at every step's input and at the pooled tensors, for the loss in training.
+    segments: what is recomputed in backward instead of being held (the paper's Table 11; "none": nothing).
     """
 
-    arch: Literal["deeplabv3plus", "segformer", "hrnet", "linear"] = "deeplabv3plus"
+    arch: Literal["deeplabv3plus", "segformer", "hrnet", "linear", "ladder"] = "deeplabv3plus"
     encoder: Annotated[str, Field(min_length=1)] = "resnet50"
     weights: Annotated[str, Field(min_length=1)] = "none"
     output_stride: Literal[8, 16, 32] = 16
@@ -152,10 +165,24 @@ class Model(Section):
     norm: Literal["batch", "group"] = "batch"
     sync_norm: bool = False
     norm_momentum: Annotated[Annotated[float, Field(gt=0, le=1)] | None, BeforeValidator(_off)] = None
+    down: Literal[8, 16, 32, 64, 128] = 64
+    up: Literal[2, 4, 8, 16, 32, 64, 128] = 4
+    spp_width: Literal["paper", 256, 512] = "paper"
+    ladder_residual: bool = True
+    depthwise: bool = False
+    dilated: Annotated[Literal[8, 16] | None, BeforeValidator(_off)] = None
+    auxiliary: bool = True
+    segments: Literal["none", "3x3", "cat-1x1", "cat-1x1, 3x3", "block+stem+td+tu", "unit", "unit+stem+td+tu"] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_dropout(cls, given: Any) -> Any:
+        """Ladders have no dropout unless a recipe asks for it."""
+        return {"dropout": 0.0, **given} if isinstance(given, dict) and given.get("arch") == "ladder" else given
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        problem = self._misfit()
+        problem = self._misfit() or self._ladder_misfit()
         if problem:
             raise ValueError(problem)
         return self
@@ -171,6 +198,24 @@ class Model(Section):
         wrong = [name for name, value in of_batch.items() if value]
         if self.norm == "group" and wrong:
             return f'model.{wrong[0]} = {of_batch[wrong[0]]!r}: expected model.norm = "batch", as GroupNorm has none'
+        return None
+
+    def _ladder_misfit(self) -> str | None:
+        if self.arch != "ladder":
+            given = sorted(LADDER_ONLY & self.model_fields_set)
+            return f'model.{given[0]} is set: expected model.arch = "ladder", or leave it out' if given else None
+        if self.head != "dense":
+            return f'model.head = "{self.head}": expected "dense" with model.arch = "ladder"'
+        if self.up > self.down:
+            return f"model.up = {self.up}: expected at most model.down = {self.down}"
+        if (self.dilated or 0) != self.down and (self.dilated or self.down == 8):
+            return f"model.dilated = {self.dilated or 'none'} with model.down = {self.down}: expected the same number"
+        if self.encoder.startswith("densenet"):
+            return None
+        if self.dropout:
+            return f"model.dropout = {self.dropout}: expected 0 with a ladder over {self.encoder}, or a DenseNet"
+        if self.segments != "none":
+            return f'model.segments = "{self.segments}": expected "none", as {self.encoder} has no such layers'
         return None
 
 
@@ -322,7 +367,9 @@ class Recipe(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings, for checkpoints and JSON; `config.from_dict` reads it back."""
-        left_out = None if self.model.head == "embedding" else EMBEDDING_ONLY
+        left_out: dict[str, set[str]] = {} if self.model.head == "embedding" else dict(EMBEDDING_ONLY)
+        if self.model.arch != "ladder":
+            left_out["model"] = left_out.get("model", set()) | LADDER_ONLY
         return self.model_dump(mode="json", exclude=left_out)
 
 

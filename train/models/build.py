@@ -1,9 +1,9 @@
 """A recipe's network from its parts: `build_model(config.model, num_classes, config.loss)`.
 
 Encoders are timm's (any name), or segmentation-models-pytorch's own such as "mit_b2". Decoders are smp's for
-DeepLabV3+ and SegFormer, ours (heads.py) for HRNetV2 and the linear head. All upsampling keeps pixel centres
-(align_corners false), also where smp's default does not: with corners aligned, a network trained on crops would see
-another geometry on whole images.
+DeepLabV3+ and SegFormer, ours (heads.py, ladder/) for HRNetV2, the linear head and ladders. All upsampling keeps pixel
+centres (align_corners false), also where smp's default does not: with corners aligned, a network trained on crops
+would see another geometry on whole images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from shards.errors import SettingsError, UserError
 from train.config import Loss, Model
 from train.models.embedding import ClassEmbeddings, EmbeddingModel, Temperature
+from train.models.features import FeatureMaps
 from train.models.heads import ConcatenationHead, LinearHead
+from train.models.ladder import LadderDenseNet, LadderModel, ladder_parts
 from train.models.norms import set_momentum, with_group_norm
 from train.models.segmentation import SegmentationModel
 from train.models.weights import load_encoder_weights
@@ -47,50 +49,39 @@ def build_model(config: Model, num_classes: int, loss: Loss | None = None) -> Se
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise _unusable(config, error) from error
     if config.weights not in ("none", "timm"):
-        load_encoder_weights(encoder, config.encoder, config.weights)
+        named = encoder.as_timm() if isinstance(encoder, LadderDenseNet) else encoder
+        load_encoder_weights(named, config.encoder, config.weights)
     if config.norm_momentum is not None:
         set_momentum(encoder, config.norm_momentum)
     if config.norm == "group":
         encoder, decoder = with_group_norm(encoder), with_group_norm(decoder)
     mean, std = _statistics(config)
-    pooled = config.arch == "deeplabv3plus" and config.norm == "batch"
+    pooled = config.arch in ("deeplabv3plus", "ladder") and config.norm == "batch"
     parts: dict[str, Any] = {
         "encoder": encoder,
         "decoder": decoder,
         "mean": mean,
         "std": std,
-        "multiple": config.output_stride if config.arch in ("deeplabv3plus", "linear") else 32,
+        "multiple": _multiple(config),
         "freeze_norm": config.freeze_norm,
         "smallest_batch": 2 if pooled else 1,
     }
+    if config.arch == "ladder":
+        return LadderModel(**parts)
     return SegmentationModel(**parts) if config.head == "dense" else _embedding(config, num_classes, loss, parts)
+
+
+def _multiple(config: Model) -> int:
+    """What the input's height and width are padded to a multiple of."""
+    if config.arch == "ladder":
+        return config.down
+    return config.output_stride if config.arch in ("deeplabv3plus", "linear") else 32
 
 
 def _embedding(config: Model, num_classes: int, loss: Loss | None, parts: dict[str, Any]) -> EmbeddingModel:
     loss = loss or Loss()
     table = ClassEmbeddings(num_classes, config.embedding_dim, loss.mode == "nearest" and loss.search_every > 1)
     return EmbeddingModel(table, Temperature(loss.tau, loss.learn_tau), config.renormalise, loss.distance, **parts)
-
-
-class FeatureMaps(nn.Module):
-    """A timm feature extractor whose maps are [B, C, h, w], whatever timm's own layout is; see `model`."""
-
-    def __init__(self, name: str, pretrained: bool, output_stride: int = 32, **options: Any) -> None:
-        super().__init__()
-        if output_stride != 32:
-            options["output_stride"] = output_stride
-        self.model = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-        self.channels_last_maps = getattr(self.model, "output_fmt", None) == "NHWC"
-
-    @property
-    def channels(self) -> list[int]:
-        """Channels of each map."""
-        return list(self.model.feature_info.channels())
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps, finest first."""
-        maps: list[Tensor] = self.model(images)
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last_maps else maps
 
 
 def _deeplabv3plus(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -137,7 +128,13 @@ def _linear(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
     return encoder, LinearHead(encoder.channels[-1], num_classes, config.dropout)
 
 
-_PARTS = {"deeplabv3plus": _deeplabv3plus, "segformer": _segformer, "hrnet": _hrnet, "linear": _linear}
+_PARTS = {
+    "deeplabv3plus": _deeplabv3plus,
+    "segformer": _segformer,
+    "hrnet": _hrnet,
+    "linear": _linear,
+    "ladder": ladder_parts,
+}
 
 
 class Kept(nn.Module):

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import shards
 from shards.classes import ClassTable
 from shards.errors import SettingsError
 from tests.train.conftest import recipe
@@ -23,8 +22,8 @@ from tests.train.test_loop import equal, losses, stop_at, trainer, void_set, wei
 from tests.train.test_stream import planes
 from train import lvis, objective
 from train.distributed import World
-from train.inference import Views, predict, predict_top
-from train.loop import DivergedError, Trainer
+from train.inference import Views, predict
+from train.loop import DivergedError
 from train.models import Embedded, EmbeddingModel
 from train.objective import EmbeddingLoss, margin_gradients
 from train.runlog import read_log
@@ -41,9 +40,9 @@ def embedding(**sections: Any) -> Any:
     return recipe(model=model, loss=loss, **sections)
 
 
-def dense_cost(pixels: Tensor, table: Tensor, shares: Tensor, tau: float, k: int | None) -> Tensor:
+def dense_cost(pixels: Tensor, table: Tensor, shares: Tensor, tau: float, k: int | None, power: int) -> Tensor:
     """Mean cost a labelled pixel in float64, written out: pixels [N, d], table [C, d], shares [N, C]."""
-    logits = -torch.cdist(pixels, table, compute_mode="donot_use_mm_for_euclid_dist").square() / tau
+    logits = -(torch.cdist(pixels, table, compute_mode="donot_use_mm_for_euclid_dist") ** power) / tau
     if k is not None:
         near = logits.detach().topk(k, dim=1).indices
         candidates = (shares > 0).scatter(1, near, True)
@@ -51,13 +50,17 @@ def dense_cost(pixels: Tensor, table: Tensor, shares: Tensor, tau: float, k: int
     return -(shares * logits.log_softmax(1)).sum() / shares.sum()
 
 
-@pytest.mark.parametrize(("mode", "k"), [("nearest", 2), ("exact", None)])
+@pytest.mark.parametrize(
+    ("mode", "k", "distance"), [("nearest", 2, "squared"), ("nearest", 2, "plain"), ("exact", None, "plain")]
+)
 def test_a_step_is_plain_sgd_on_the_mean_cost_and_the_margin(
-    shard_set: Path, tmp_path: Path, mode: str, k: int | None
+    shard_set: Path, tmp_path: Path, mode: str, k: int | None, distance: str
 ) -> None:
     plain = {"lr": 0.05, "momentum": 0.0, "embedding_momentum": 0.0, "weight_decay": 0.0, "embedding_lr_scale": 3.0}
     config = embedding(
-        loss={"mode": mode, "tau": 0.5, "margin_weight": 0.7}, optim=plain, loop={"steps": 1, "accumulate": 2}
+        loss={"mode": mode, "tau": 0.5, "margin_weight": 0.7, "distance": distance},
+        optim=plain,
+        loop={"steps": 1, "accumulate": 2},
     )
     made = trainer(shard_set, tmp_path / "run", config)
     model = made.model
@@ -72,7 +75,7 @@ def test_a_step_is_plain_sgd_on_the_mean_cost_and_the_margin(
         shares[index].scatter_add_(0, ids.long(), share.double())
     x = out.pixels.double().permute(0, 2, 3, 1).reshape(-1, 3)
     table = out.table.double()
-    cost = dense_cost(x, table, shares.permute(0, 2, 3, 1).reshape(-1, 4), 0.5, k)
+    cost = dense_cost(x, table, shares.permute(0, 2, 3, 1).reshape(-1, 4), 0.5, k, 2 if distance == "squared" else 1)
     apart = torch.cdist(table, table) + 9 * torch.eye(4)
     margin = (2.0 - apart.min(1).values).clamp(min=0).mean()
     wanted = torch.autograd.grad(cost + 0.7 * margin, list(model.parameters()))
@@ -291,6 +294,12 @@ def test_meta_that_does_not_say_so_is_one_line(meta: dict[str, Any]) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_of_lvis_alone_will_do() -> None:
+    lvis.check_table(1203)
+    with pytest.raises(SettingsError, match="found 1202 classes"):
+        lvis.check_table(1202)
+
+
 def big_set(folder: Path, meta: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four scenes of 1,284 classes, with what LVIS would say of each."""
     names = ClassTable.make([f"c{index}" for index in range(1284)])
@@ -345,51 +354,6 @@ def test_other_shard_sets_are_refused(shard_set: Path, tmp_path: Path, monkeypat
     bare = big_set(tmp_path / "bare", None, monkeypatch)
     with pytest.raises(SettingsError, match="has no pos_classes in its meta"):
         trainer(bare, tmp_path / "run", config).run()
-
-
-# --- inference ---------------------------------------------------------------------------------------------------
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=0, keepdims=True)
-
-
-@pytest.fixture(scope="module")
-def trained(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingModel:
-    made: Trainer = trainer(shard_set, tmp_path_factory.mktemp("trained") / "run", embedding(loop={"steps": 12}))
-    made.run()
-    assert isinstance(made.model, EmbeddingModel)
-    return made.model.eval()
-
-
-@pytest.mark.parametrize(("scales", "flip"), [((1.0,), False), ((1.0,), True), ((0.75, 1.0), True)])
-def test_views_are_averaged_on_the_sphere_at_full_resolution(
-    trained: EmbeddingModel, scales: tuple[float, ...], flip: bool
-) -> None:
-    image, size, cpu = scene(50).image, (90, 130), torch.device("cpu")
-    total = np.zeros((3, *size))
-    for scale in scales:
-        h, w = int(64 * scale + 0.5), int(96 * scale + 0.5)
-        shown = image if scale == 1 else shards.resize_image_to(image, (h, w), "triangle")
-        views = [(shown, 1), (shown[:, ::-1], -1)] if flip else [(shown, 1)]
-        for pixels, way in views:
-            with torch.no_grad():
-                found = trained(torch.tensor(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]).pixels
-            found = found.flip(-1) if way < 0 else found
-            full = torch.nn.functional.interpolate(found, size=size, mode="bilinear", align_corners=False)
-            total += unit(full[0].double().numpy())
-    table = trained.classes().detach().double().numpy()
-    squares = ((unit(total)[None] - table[:, :, None, None]) ** 2).sum(1)  # [C, H, W]
-    label = predict(trained, image, size, Views(scales, flip), cpu).numpy()
-    assert label.shape == size
-    assert (label == squares.argmin(0)).mean() > 0.999
-    ids, shares = (t.numpy() for t in predict_top(trained, image, size, Views(scales, flip), cpu, top=3))
-    exp = np.exp(-squares / 0.05)
-    wanted = exp / exp.sum(0)
-    assert (ids[0] == label).mean() > 0.999
-    assert ids.shape == shares.shape == (3, *size)
-    np.testing.assert_allclose(np.take_along_axis(wanted, ids, 0), shares, atol=1e-3)
-    assert (np.diff(shares, axis=0) <= 1e-6).all()
 
 
 def test_a_world_that_is_not_alone_needs_cuda_to_synchronise_its_norms() -> None:

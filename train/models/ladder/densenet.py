@@ -9,7 +9,8 @@ in the release), so that every block runs at twice the resolution that it has at
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import timm
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class DenseUnit(nn.Module):
     def __init__(self, layer: nn.Module, dilation: int, dropout: float, segments: frozenset[str]) -> None:
         super().__init__()
         self.norm1, self.conv1 = layer.get_submodule("norm1"), layer.get_submodule("conv1")
-        self.norm2, self.conv2 = layer.get_submodule("norm2"), layer.conv2
+        self.norm2, self.conv2 = layer.get_submodule("norm2"), _conv(layer, "conv2")
         self.conv2.dilation = self.conv2.padding = (dilation, dilation)
         self.dropout, self.segments = dropout, segments
 
@@ -100,6 +101,10 @@ class DenseBlock(nn.Module):
         grown: Maps = recompute(self.grow, *features) if "block" in self.segments else self.grow(*features)
         return (*features, *grown)
 
+    def all_units(self) -> list[DenseUnit]:
+        """The units in order."""
+        return [cast(DenseUnit, unit) for unit in self.units]
+
     def grow(self, *features: Tensor) -> Maps:
         """Segment "block": the units' maps alone."""
         grown: list[Tensor] = []
@@ -117,7 +122,7 @@ class TransitionDown(nn.Module):
     def __init__(self, number: int, layer: nn.Module, factor: int, segments: frozenset[str]) -> None:
         super().__init__()
         self.number, self.factor, self.segments = number, factor, segments
-        self.norm, self.conv = layer.get_submodule("norm"), layer.get_submodule("conv")
+        self.norm, self.conv = layer.get_submodule("norm"), _conv(layer, "conv")
         self.pool = nn.AvgPool2d(2, 2) if factor == 2 else nn.Identity()
 
     def forward(self, *features: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ class TransitionDown(nn.Module):
 
     def channels(self, width: int) -> int:
         """Channels out, of so many in."""
-        return int(self.conv.out_channels)
+        return self.conv.out_channels
 
     def whole(self, *features: Tensor) -> Tensor:
         """Segment "td"."""
@@ -220,15 +225,20 @@ class LadderDenseNet(nn.Module):
         stem, pooled = recompute(self.stem, images) if "stem" in self.segments else self.stem(images)
         maps: list[Maps] = [(stem,)] if self.finest < self._first_stride() else []
         features: Maps = (pooled,)
-        for i, block in enumerate(self.blocks):
+        for block, after in self._levels():
             features = block(*features)
             if not self.segments & {"td", "tu"}:
                 features = (joined(features),)  # once for all who need it
-            if i == len(self.downs) or self.downs[i].factor == 2:
+            if after is None or after.factor == 2:
                 maps.append(features)
-            if i < len(self.downs):
-                features = (self.downs[i](*features),)
+            if after is not None:
+                features = (after(*features),)
         return maps[-len(self.strides) :]
+
+    def _levels(self) -> Iterator[tuple[DenseBlock, TransitionDown | Halving | None]]:
+        """Each block and what follows it."""
+        downs = [*(cast("TransitionDown | Halving", down) for down in self.downs), None]
+        return zip((cast(DenseBlock, block) for block in self.blocks), downs, strict=True)
 
     def _first_stride(self) -> int:
         return 2 * self.stem.conv0.stride[0]
@@ -237,14 +247,12 @@ class LadderDenseNet(nn.Module):
         """Strides and channels of the maps that forward gives."""
         stride, width = self._first_stride(), self.stem.conv0.out_channels
         found = [(stride // 2, width)]
-        for i, block in enumerate(self.blocks):
-            width += sum(unit.conv2.out_channels for unit in block.units)
-            last = i == len(self.downs)
-            if last or self.downs[i].factor == 2:
+        for block, after in self._levels():
+            width += sum(unit.conv2.out_channels for unit in block.all_units())
+            if after is None or after.factor == 2:
                 found.append((stride, width))
-            if not last:
-                stride *= self.downs[i].factor
-                width = self.downs[i].channels(width)
+            if after is not None:
+                stride, width = stride * after.factor, after.channels(width)
         kept = [pair for pair in found if pair[0] >= self.finest]
         return [s for s, _ in kept], [c for _, c in kept]
 
@@ -253,13 +261,18 @@ class LadderDenseNet(nn.Module):
         root, features = nn.Module(), nn.Module()
         root.features = features
         features.conv0, features.norm0 = self.stem.conv0, self.stem.norm0
-        for block in self.blocks:
+        for block, after in self._levels():
             name = f"denseblock{block.number}"
             if not hasattr(features, name):
                 features.add_module(name, nn.Module())
-            for number, unit in enumerate(block.units, block.first):
+            for number, unit in enumerate(block.all_units(), block.first):
                 features.get_submodule(name).add_module(f"denselayer{number}", unit)
-        for transition in self.downs:
-            if isinstance(transition, TransitionDown):
-                features.add_module(f"transition{transition.number}", transition)
+            if isinstance(after, TransitionDown):
+                features.add_module(f"transition{after.number}", after)
         return root
+
+
+def _conv(layer: nn.Module, name: str) -> nn.Conv2d:
+    found = layer.get_submodule(name)
+    assert isinstance(found, nn.Conv2d)
+    return found

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 from train.models.ladder.units import NormActConv, resized
 
@@ -23,7 +24,7 @@ def pooled(maps: Tensor, rows: int, columns: int) -> Tensor:
     Written as two matrix products in float32 at least: torch has no deterministic gradient of that on CUDA.
     """
     kind = maps.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext():
         wide = maps if maps.dtype == torch.float64 else maps.float()
         down = _means(rows, wide.shape[-2], wide)
         across = _means(columns, wide.shape[-1], wide)

@@ -111,8 +111,10 @@ def _recipe(name: str | None, overrides: tuple[str, ...], old: Run | None) -> Re
 
 def _dry_run(setup: Run, sources: Sources) -> int:
     from train.plan import make_plan
+    from train.stream import Stream
 
     recipe = setup.recipe
+    Stream(sources, recipe)  # refuses what the run would refuse
     height, width = sources.sample(0, recipe.data.scales[0]).image.shape[:2]
     most = recipe.augment.rescale[1] if recipe.augment.rescale else 1.0
     size = (max(1, round(height * most)), max(1, round(width * most)))

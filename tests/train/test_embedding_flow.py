@@ -59,6 +59,10 @@ def test_a_dry_run_tells_the_plan(call: Call, runs: Path, shard_set: Path) -> No
     code, out, _ = call(*words(shard_set, runs, "none", *EMBEDDING)[:-1], EMBEDDING[-1], "--dry-run")
     assert code == 0
     assert "parameters" in out
+    given = words(shard_set, runs, "none", *EMBEDDING, "loss.lvis_negatives=true")
+    code, _, err = call(*given, "--dry-run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "expected the 1,203 of LVIS v1" in err
 
 
 def test_resumed_weights_are_the_same(call: Call, runs: Path, shard_set: Path, tmp_path: Path) -> None:

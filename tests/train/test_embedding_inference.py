@@ -14,7 +14,7 @@ import shards
 from tests.train.shardset import scene
 from tests.train.test_embedding_loop import embedding
 from tests.train.test_loop import trainer
-from train.inference import Views, predict, predict_top
+from train.inference import Views, classes_of, predict, predict_top
 from train.loop import Trainer
 from train.models import Embedded, EmbeddingModel
 
@@ -94,6 +94,26 @@ def test_views_that_disagree_are_averaged_as_the_head_says(
     np.testing.assert_allclose(found_shares, np.take_along_axis(exp / exp.sum(0), ids.numpy(), 0), atol=1e-5)
     label = predict(model, image, size, Views(scales, flip), torch.device("cpu"))
     assert (label == ids[0]).float().mean() > 0.999
+
+
+def test_the_mirror_image_of_a_small_picture_is_laid_over_it(trained: EmbeddingModel) -> None:
+    """Its border is repeated up to 32 pixels; a head that looks at colours alone says the same of the mirror image."""
+    model = copy.deepcopy(trained)
+    table = model.classes().detach()
+    model.forward = lambda images: Embedded(  # type: ignore[method-assign]
+        torch.nn.functional.normalize(images.float() - 127, dim=1), table, 0.4
+    )
+    image, cpu = scene(50).image[20:40, 30:54], torch.device("cpu")
+    one, both = (predict_top(model, image, (20, 24), Views((1.0,), flip), cpu, top=4) for flip in (False, True))
+    assert torch.equal(one[0], both[0])
+    torch.testing.assert_close(one[1], both[1])
+
+
+def test_each_picture_of_a_batch_has_its_own_classes() -> None:
+    table = torch.eye(3)
+    pixels = table[torch.tensor([[[0, 1]], [[2, 0]]])].permute(0, 3, 1, 2)
+    assert classes_of(Embedded(pixels, table, 1.0)).tolist() == [[[0, 1]], [[2, 0]]]
+    assert classes_of(pixels).tolist() == [[[0, 1]], [[2, 0]]]
 
 
 def test_what_lies_beyond_the_image_is_cut_off(trained: EmbeddingModel) -> None:

@@ -16,7 +16,7 @@ from train import checkpoint
 from train.config import Loss, Model, Optim, Recipe, Schedule, from_dict
 from train.models import Embedded, EmbeddingModel, build_model
 from train.models.embedding import ClassEmbeddings, on_sphere
-from train.models.norms import groups_of
+from train.models.norms import groups_of, with_group_norm
 from train.optim import build_optimizer, parameter_groups, set_rates
 from train.plan import make_plan
 
@@ -101,6 +101,12 @@ def test_names_of_a_dense_networks_state_are_those_of_before() -> None:
     assert ours - keys == {"classes.weight"}
     learnt = set(embedding(config(), loss=Loss(learn_tau=True, search_every=3)).state_dict())
     assert learnt - ours == {"classes.searched", "temperature.log_tau"}
+
+
+def test_temperature_and_distance_are_the_losss() -> None:
+    model = embedding(config(), loss=Loss(distance="plain", tau=0.3))
+    assert (model.distance, model(images()).tau) == ("plain", 0.3)
+    assert embedding(config()).distance == "squared"
 
 
 def test_a_learnt_temperature_starts_where_it_is_told() -> None:
@@ -216,6 +222,19 @@ def test_a_group_norm_normalises_16_channels_of_one_image_and_keeps_the_activati
     x = torch.randn(2, norm.num_channels, 4, 4)
     wanted = norm.act(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
     torch.testing.assert_close(norm(x), wanted)
+
+
+def test_scale_shift_and_epsilon_of_a_norm_are_carried_over() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(32, eps=0.25))
+    nn.init.normal_(net[0].weight)
+    nn.init.normal_(net[0].bias)
+    scale, shift = net[0].weight.detach().clone(), net[0].bias.detach().clone()
+    x = torch.randn(2, 32, 3, 5)
+    wide = x.view(2, 2, 16 * 15)
+    mean, variance = wide.mean(2, keepdim=True), wide.var(2, unbiased=False, keepdim=True)
+    wanted = ((wide - mean) / (variance + 0.25).sqrt()).view(x.shape) * scale[:, None, None] + shift[:, None, None]
+    torch.testing.assert_close(with_group_norm(net)(x), wanted)
 
 
 def test_momentum_is_the_encoders() -> None:

@@ -1,4 +1,4 @@
-"""What a step minimises, for either head: `build_objective(recipe)` makes a module of the recipe's [loss] section.
+"""What a step minimises, for any network: `build_objective(recipe)` makes a module of the recipe's [loss] section.
 
 forward(output of the network, ids [B, K, H, W], weights [B, K, H, W], allowed) -> (loss_sum, weight_sum), sums that
 add up over micro-batches and ranks. The margin regulariser of an embedding head is not among them: it looks at the
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from train.config import Loss, Recipe
 from train.losses import (
+    LadderLoss,
     build_loss,
     margin_regulariser,
     nearest_cross_entropy_sums,
@@ -71,8 +72,12 @@ def check_search(model: nn.Module, config: Loss) -> None:
 
 
 def build_objective(recipe: Recipe) -> nn.Module:
-    """The loss of a recipe's head."""
-    return build_loss(recipe.loss) if recipe.model.head == "dense" else EmbeddingLoss(recipe.loss)
+    """The loss of a recipe's network."""
+    model, loss = recipe.model, recipe.loss
+    if model.arch == "ladder" and model.auxiliary:
+        strides = [stride for stride in (128, 64, 32, 16, 8, 4) if model.up < stride <= model.down]
+        return LadderLoss(build_loss(loss), strides, model.down, loss.aux_weight)
+    return build_loss(loss) if model.head == "dense" else EmbeddingLoss(loss)
 
 
 def rows_of(planes: Tensor) -> Tensor:

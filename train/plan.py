@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import Recipe
-from train.losses import build_loss
 from train.models import Embedded, SegmentationModel, build_model
+from train.objective import build_objective
 
 MEASURED = 512  # side, in pixels, of the square on which multiply-adds are counted
 PLANES = 4  # classes a cell that the loss is measured with
@@ -138,7 +138,7 @@ def make_plan(
 
 def _loss(recipe: Recipe) -> nn.Module:
     """The recipe's loss, or what stands in for one that cannot run without numbers."""
-    return build_loss(recipe.loss) if recipe.model.head == "dense" else KeepsGradients()
+    return build_objective(recipe) if recipe.model.head == "dense" else KeepsGradients()
 
 
 class KeepsGradients(nn.Module):

@@ -24,6 +24,7 @@ from pydantic import (
 
 from shards.errors import SettingsError
 from shards.scale import Scale
+from train.schema_fit import LADDER_ONLY, left_out, misfit
 
 
 def _off(value: object) -> object:
@@ -123,10 +124,6 @@ class Augment(Section):
         return self
 
 
-# Settings of [model] that only ladders have; a recipe of another network neither takes nor stores them.
-LADDER_ONLY = {"down", "up", "spp_width", "ladder_residual", "depthwise", "dilated", "auxiliary", "segments"}
-
-
 class Model(Section):
     """The network. `encoder` is any timm name, or one of smp's own ("mit_b2") for SegFormer.
 
@@ -202,7 +199,7 @@ class Model(Section):
 
     def _ladder_misfit(self) -> str | None:
         if self.arch != "ladder":
-            given = sorted(LADDER_ONLY & self.model_fields_set)
+            given = sorted(LADDER_ONLY["model"] & self.model_fields_set)
             return f'model.{given[0]} is set: expected model.arch = "ladder", or leave it out' if given else None
         if self.head != "dense":
             return f'model.head = "{self.head}": expected "dense" with model.arch = "ladder"'
@@ -223,7 +220,7 @@ class Loss(Section):
     """What is minimised. void: what happens to cells that are partly void (train/batch.py).
 
     multi_class_cells: false leaves cells with more than one class out of the loss (the MC switch of the soft-label
-    paper's Table 3).
+    paper's Table 3). aux_weight: with model.arch = "ladder" alone, the share of the auxiliary losses in the whole.
 
     With model.head = "embedding" alone:
     mode: "nearest" a softmax over a cell's own classes and the k nearest others; "exact" over all classes.
@@ -237,6 +234,7 @@ class Loss(Section):
     kind: Literal["cross-entropy", "kl"] = "cross-entropy"
     void: Literal["mask", "renormalise", "keep"] = "mask"
     multi_class_cells: bool = True
+    aux_weight: Share = 0.4
     mode: Literal["nearest", "exact"] = "nearest"
     k: Annotated[int, Field(ge=1, le=65535)] = 8
     tau: Positive = 0.05
@@ -360,59 +358,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        problem = _misfit(self)
+        problem = misfit(self)
         if problem:
             raise ValueError(problem)
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings, for checkpoints and JSON; `config.from_dict` reads it back."""
-        left_out: dict[str, set[str]] = {} if self.model.head == "embedding" else dict(EMBEDDING_ONLY)
-        if self.model.arch != "ladder":
-            left_out["model"] = left_out.get("model", set()) | LADDER_ONLY
-        return self.model_dump(mode="json", exclude=left_out)
-
-
-# Settings that only the embedding head has; a recipe of another head neither takes nor stores them.
-EMBEDDING_ONLY = {
-    "model": {"embedding_dim", "renormalise"},
-    "loss": {
-        "mode", "k", "tau", "learn_tau", "distance", "margin", "margin_weight", "search", "search_every",
-        "lvis_negatives",
-    },
-    "optim": {"embedding_lr_scale", "embedding_momentum", "embedding_power"},
-}  # fmt: skip
-
-
-def _head_misfit(recipe: Recipe) -> str | None:
-    """A setting that the recipe's head does not have, or None."""
-    if recipe.model.head == "embedding":
-        if recipe.loss.kind == "kl":
-            return 'loss.kind = "kl": expected "cross-entropy" (same gradients) with model.head = "embedding"'
-        if recipe.loss.lvis_negatives and recipe.loss.search_every > 1:
-            return f"loss.search_every = {recipe.loss.search_every}: expected 1 with loss.lvis_negatives = true"
-        return None
-    for section, keys in EMBEDDING_ONLY.items():
-        given = sorted(keys & getattr(recipe, section).model_fields_set)
-        if given:
-            return f'{section}.{given[0]} is set: expected model.head = "embedding", or leave it out'
-    return None
-
-
-def _misfit(recipe: Recipe) -> str | None:
-    """What does not fit between two sections, or None."""
-    data, augment, loop = recipe.data, recipe.augment, recipe.loop
-    if data.mode == "rescale" and augment.rescale is None:
-        return 'data.mode = "rescale": expected augment.rescale = [low, high]'
-    if data.mode == "stored" and augment.rescale is not None:
-        return 'augment.rescale is set: expected data.mode = "rescale" (stored scales cannot be rescaled)'
-    if data.mode == "rescale" and data.scales != ("1",):
-        return f'data.scales = {list(data.scales)}: expected ["1"] with data.mode = "rescale", which reads scale 1'
-    varied = data.mode == "rescale" or len(data.scales) > 1
-    if varied and augment.crop is None and loop.batch // loop.accumulate > 1:
-        return "augment.crop is off: expected [height, width], as samples of several sizes share a batch"
-    if data.max_classes_per_cell == 1 and not recipe.loss.multi_class_cells:
-        return "loss.multi_class_cells = false: expected data.max_classes_per_cell above 1, or no cell holds several"
-    if recipe.schedule.min_lr > recipe.optim.lr:
-        return f"schedule.min_lr = {recipe.schedule.min_lr}: expected at most optim.lr = {recipe.optim.lr}"
-    return _head_misfit(recipe)
+        return self.model_dump(mode="json", exclude=left_out(self))

@@ -1,0 +1,68 @@
+"""What does not fit between two sections of a recipe, and which settings belong to one kind of network alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.schema import Recipe
+
+# Settings that only the embedding head or only ladders have; a recipe of another network neither takes nor stores them.
+EMBEDDING_ONLY = {
+    "model": {"embedding_dim", "renormalise"},
+    "loss": {
+        "mode", "k", "tau", "learn_tau", "distance", "margin", "margin_weight", "search", "search_every",
+        "lvis_negatives",
+    },
+    "optim": {"embedding_lr_scale", "embedding_momentum", "embedding_power"},
+}  # fmt: skip
+LADDER_ONLY = {
+    "model": {"down", "up", "spp_width", "ladder_residual", "depthwise", "dilated", "auxiliary", "segments"},
+    "loss": {"aux_weight"},
+}
+
+
+def left_out(recipe: Recipe) -> dict[str, set[str]]:
+    """By section, the settings that the recipe's network does not have."""
+    found: dict[str, set[str]] = {}
+    for has, only in (
+        (recipe.model.head == "embedding", EMBEDDING_ONLY),
+        (recipe.model.arch == "ladder", LADDER_ONLY),
+    ):
+        for section, keys in () if has else only.items():
+            found[section] = found.get(section, set()) | keys
+    return found
+
+
+def _network_misfit(recipe: Recipe) -> str | None:
+    """A setting that the recipe's network does not have, or None."""
+    for only, key, value in ((EMBEDDING_ONLY, "head", "embedding"), (LADDER_ONLY, "arch", "ladder")):
+        for section, keys in only.items() if getattr(recipe.model, key) != value else ():
+            given = sorted(keys & getattr(recipe, section).model_fields_set)
+            if given:
+                return f'{section}.{given[0]} is set: expected model.{key} = "{value}", or leave it out'
+    if recipe.model.head == "embedding":
+        if recipe.loss.kind == "kl":
+            return 'loss.kind = "kl": expected "cross-entropy" (same gradients) with model.head = "embedding"'
+        if recipe.loss.lvis_negatives and recipe.loss.search_every > 1:
+            return f"loss.search_every = {recipe.loss.search_every}: expected 1 with loss.lvis_negatives = true"
+    return None
+
+
+def misfit(recipe: Recipe) -> str | None:
+    """What does not fit between two sections, or None."""
+    data, augment, loop = recipe.data, recipe.augment, recipe.loop
+    if data.mode == "rescale" and augment.rescale is None:
+        return 'data.mode = "rescale": expected augment.rescale = [low, high]'
+    if data.mode == "stored" and augment.rescale is not None:
+        return 'augment.rescale is set: expected data.mode = "rescale" (stored scales cannot be rescaled)'
+    if data.mode == "rescale" and data.scales != ("1",):
+        return f'data.scales = {list(data.scales)}: expected ["1"] with data.mode = "rescale", which reads scale 1'
+    varied = data.mode == "rescale" or len(data.scales) > 1
+    if varied and augment.crop is None and loop.batch // loop.accumulate > 1:
+        return "augment.crop is off: expected [height, width], as samples of several sizes share a batch"
+    if data.max_classes_per_cell == 1 and not recipe.loss.multi_class_cells:
+        return "loss.multi_class_cells = false: expected data.max_classes_per_cell above 1, or no cell holds several"
+    if recipe.schedule.min_lr > recipe.optim.lr:
+        return f"schedule.min_lr = {recipe.schedule.min_lr}: expected at most optim.lr = {recipe.optim.lr}"
+    return _network_misfit(recipe)

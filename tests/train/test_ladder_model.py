@@ -275,8 +275,8 @@ TWICE = {
     "cat-1x1": {"conv1"},
     "cat-1x1, 3x3": {"conv1", "conv2"},
     "unit": {"conv1", "conv2"},
-    "block+stem+td+tu": {"conv1", "conv2", "conv0", "transition", "step"},
-    "unit+stem+td+tu": {"conv1", "conv2", "conv0", "transition", "step"},
+    "block+stem+td+tu": {"conv1", "conv2", "conv0", "transition", "step", "head"},
+    "unit+stem+td+tu": {"conv1", "conv2", "conv0", "transition", "step", "head"},
 }
 
 
@@ -296,6 +296,7 @@ def test_segments_recompute_their_layers_and_change_no_number(tiny: DenseNet, na
             "conv2": e.blocks[4].units[1].conv2,
             "transition": e.downs[0].conv,
             "step": model.decoder.steps[0].blend.conv,
+            "head": model.decoder.head.conv,
         }
         calls.clear()
         for key, layer in watched.items():
@@ -326,7 +327,7 @@ def test_segments_recompute_their_layers_and_change_no_number(tiny: DenseNet, na
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Model(**{"arch": "ladder", "encoder": "densenet121", **settings})
+        Recipe(name="x", description="y", model={"arch": "ladder", "encoder": "densenet121", **settings})
 
 
 @pytest.mark.parametrize(

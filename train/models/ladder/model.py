@@ -16,6 +16,7 @@ from train.models.ladder.spp import ROWS, SpatialPyramid, grids
 from train.models.ladder.steps import LadderStep
 from train.models.ladder.units import MOMENTUM, SEGMENTS, joined, to_logits
 from train.models.norms import set_momentum
+from train.models.recompute import recompute
 from train.models.segmentation import SegmentationModel
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Ladder(nn.Module):
         auxiliary: bool = True,
     ) -> None:
         super().__init__()
-        self.auxiliary = auxiliary
+        self.auxiliary, self.segments = auxiliary, segments
         self.spp = SpatialPyramid(channels[-1], spp)
         self.steps, inputs = nn.ModuleList(), [self.spp.out]
         for skip, out in zip(reversed(channels[:-1]), widths, strict=True):
@@ -83,11 +84,17 @@ class Ladder(nn.Module):
         for step, skip in zip(self.steps, reversed(maps[:-1]), strict=True):
             inputs.append(x)
             x = step(x, *skip)
+        logits = self._logits(self.head, x)
         if not heard:
-            return Laddered(self.head(x), (), ())
-        steps = tuple(head(x) for head, x in zip(self.step_heads, inputs, strict=True))
-        pools = tuple(head(mean) for head, mean in zip(self.pool_heads, means, strict=True))
-        return Laddered(self.head(x), steps, pools)
+            return Laddered(logits, (), ())
+        steps = tuple(self._logits(head, x) for head, x in zip(self.step_heads, inputs, strict=True))
+        pools = tuple(self._logits(head, mean) for head, mean in zip(self.pool_heads, means, strict=True))
+        return Laddered(logits, steps, pools)
+
+    def _logits(self, head: nn.Module, x: Tensor) -> Tensor:
+        """Heads belong to segment "tu", as in the release."""
+        logits: Tensor = recompute(head, x) if "tu" in self.segments else head(x)
+        return logits
 
 
 class LadderModel(SegmentationModel):

@@ -115,12 +115,12 @@ def test_a_run_goes_on_with_another_search(call: Call, runs: Path, shard_set: Pa
 
 @pytest.mark.parametrize("mode", ["nearest", "dense"])
 def test_the_likeliest_classes_are_written(call: Call, runs: Path, tmp_path: Path, mode: str) -> None:
-    Image.fromarray(scene(7, (50, 70)).image).save(tmp_path / "a.png")
+    Image.fromarray(scene(7, (51, 71)).image).save(tmp_path / "a.png")  # the last cells reach beyond it
     given = ("--run", runs / mode, "--out", tmp_path / "out", tmp_path / "a.png", "--quiet", "--flip")
     assert call("seg-predict", *given, "--top", "4", "--scales", "0.75,1")[0] == 0
     with np.load(tmp_path / "out" / "a.top.npz", allow_pickle=False) as stored:
         ids, shares, names = stored["ids"], stored["confidences"], stored["names"]
-    assert (ids.shape, ids.dtype, shares.shape, shares.dtype) == ((4, 50, 70), np.uint16, (4, 50, 70), np.float16)
+    assert (ids.shape, ids.dtype, shares.shape, shares.dtype) == ((4, 51, 71), np.uint16, (4, 51, 71), np.float16)
     assert names.tolist() == list(CLASSES.names)
     assert (np.sort(ids, axis=0) == np.arange(4)[:, None, None]).all()
     assert (np.diff(shares.astype(float), axis=0) <= 0).all()
@@ -211,6 +211,13 @@ def test_names_stay_inside_the_picture() -> None:
     assert (drawn[:, -2:] == 255).all()
     assert (drawn[:, :800] < 100).any(0).sum() > 150
     assert (drawn[:, 800:] < 100).any(0).sum() > 150
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_axis_points_where_its_largest_entry_is_positive(seed: int) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(20, 5)).astype(np.float32)
+    axes = np.linalg.lstsq(vectors - vectors.mean(0), principal_axes(vectors)[0], rcond=None)[0]  # [5, 2]
+    assert (np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) > 0).all()
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -8,6 +8,7 @@ No random state is kept: the randomness of a step is a pure function of (seed, s
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import zipfile
@@ -22,6 +23,8 @@ from shards.errors import FormatError
 
 FORMAT_VERSION = 1
 NAME = "checkpoint.pt"
+NORMS = "checkpoint-norms.pt"  # the last checkpoint with exact BatchNorm statistics (train/norm_statistics.py)
+NORMS_OF, NORMS_SAMPLES = "norms_of", "norms_samples"  # in its `versions`: the digest of what it was made of, samples
 CLASS_TABLE = "classes.weight"  # of an embedding head: [C, d]
 REMEDY = "restore the file from a copy, or train again into a new --out"
 
@@ -83,6 +86,36 @@ def load(path: Path) -> Checkpoint:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise FormatError(path, f"not a readable checkpoint ({reason}); {REMEDY}") from error
     return _checked(path, values)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def best(folder: Path, exact_norms: bool = True) -> tuple[Path, Checkpoint]:
+    """The checkpoint of a run to predict with: the one with exact BatchNorm statistics where that was made of the
+    run's last, else the last.
+
+    Raises:
+        FormatError: as `load`.
+    """
+    last, exact = folder / NAME, folder / NORMS
+    if exact_norms and exact.is_file() and last.is_file():
+        saved = load(exact)
+        if saved.versions.get(NORMS_OF) == digest(last):
+            return exact, saved
+    return last, load(last)
+
+
+def norms_of(folder: Path, exact_norms: bool = True) -> str:
+    """What the BatchNorm statistics of `best` are, in words."""
+    path, saved = best(folder, exact_norms)
+    if path.name == NORMS:
+        return f"exact averages over {saved.versions[NORMS_SAMPLES]} training samples"
+    stale = exact_norms and (folder / NORMS).is_file()
+    return "moving averages" + (f" ({NORMS} is of another step: run seg-norms again)" if stale else "")
 
 
 def _checked(path: Path, values: object) -> Checkpoint:

@@ -49,6 +49,7 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
 @click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. Default: RUN/report-SPLIT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--input-scale", help="Scale of the image that the network is shown: 1, 1/4. Default: the recipe's.")
+@click.option("--moving-norms", is_flag=True, help="Leave aside the BatchNorm statistics that seg-norms has made.")
 @click.option("--limit", type=click.IntRange(1), help="Score the first so many samples only.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
@@ -61,6 +62,7 @@ def command(
     report: Path | None,
     device: str,
     input_scale: str | None,
+    moving_norms: bool,
     limit: int | None,
     quiet: bool,
 ) -> None:
@@ -77,10 +79,12 @@ def command(
     target = open_for_scoring(shard_set, split, shown, run.classes, f"run {folder}")
     with join(device) as world, enough_memory("use smaller --scales or --input-scale, or --device cpu"):
         views = views_of(run.recipe, world.device, factors, flip)
-        result, page = _evaluate(run, target, views, world, report or folder / f"report-{split}", limit, quiet)
+        place = report or folder / f"report-{split}"
+        result, page = _evaluate(run, target, views, world, place, limit, quiet, not moving_norms)
         if not world.first:
             return
         say(_table(result), quiet)
+        say(f"BatchNorm statistics: {result['norms']}", quiet)
         say(f"report: {page}", quiet)
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,15 +92,23 @@ def command(
 
 
 def _evaluate(
-    run: Run, target: Split, views: Views, world: World, folder: Path, limit: int | None, quiet: bool
+    run: Run,
+    target: Split,
+    views: Views,
+    world: World,
+    folder: Path,
+    limit: int | None,
+    quiet: bool,
+    exact_norms: bool = True,
 ) -> tuple[dict[str, Any], Path]:
     """Score, and write the report on rank 0."""
+    from train.checkpoint import norms_of
     from train.evaluate import Example, evaluate
     from train.inference import load_model
     from train.report import Gallery, write_report
     from train.runlog import read_log
 
-    model, step = load_model(run, world.device)
+    model, step = load_model(run, world.device, exact_norms)
     total = min(limit or target.samples, target.samples)
     mine = len(range(world.rank, total, world.size))
     gallery = Gallery(folder, run.classes, mine) if world.first else None
@@ -115,6 +127,7 @@ def _evaluate(
         "run": str(run.folder),
         "recipe": run.recipe.name,
         "step": step,
+        "norms": norms_of(run.folder, exact_norms),
         "shards": str(target.path),
         "dataset": target.manifest.dataset,
         "manifest_digest": target.manifest.digest,

@@ -57,14 +57,18 @@ def views_of(recipe: Recipe, device: torch.device, scales: Sequence[float] | Non
     return Views(scales or recipe.eval.scales, flip or recipe.eval.flip, use_bf16(recipe, device))
 
 
-def load_model(run: Run, device: torch.device) -> tuple[nn.Module, int]:
+def load_model(run: Run, device: torch.device, exact_norms: bool = True) -> tuple[nn.Module, int]:
     """The network of a run with its last weights, in evaluation mode, and the steps it was trained for.
+
+    Args:
+        run: the run.
+        device: where to.
+        exact_norms: take the BatchNorm statistics that seg-norms has made of those weights, where it has.
 
     Raises:
         FormatError: no checkpoint, or a broken one.
     """
-    path = run.folder / checkpoint.NAME
-    saved = checkpoint.load(path)
+    path, saved = checkpoint.best(run.folder, exact_norms)
     checkpoint.belongs(saved, run.classes.digest, run.digests, path)
     config = run.recipe.model.model_copy(update={"weights": "none"})  # the checkpoint has them all
     model = build_model(config, len(run.classes), run.recipe.loss)

@@ -192,13 +192,16 @@ class Positions(Sampler[list[int]]):
 
 
 @contextmanager
-def batches(stream: Stream, world: World, start: int = 0) -> Iterator[Feed]:
-    """This rank's micro-batches from step `start` to the recipe's last; data workers end with the context."""
+def batches(
+    stream: Stream, world: World, start: int = 0, positions: Sequence[list[int]] | None = None
+) -> Iterator[Feed]:
+    """This rank's micro-batches from step `start` to the recipe's last, or those of the given positions; data workers
+    end with the context."""
     workers = min(stream.recipe.data.workers, _cores())
     leaving = multiprocessing.RawValue("b", 0)
     loader = DataLoader(
         stream,
-        batch_sampler=Positions(stream.recipe, world, start),
+        batch_sampler=Positions(stream.recipe, world, start) if positions is None else positions,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=world.device.type == "cuda",

@@ -213,6 +213,15 @@ def test_a_margin_of_weight_zero_is_logged_and_moves_nothing(shard_set: Path, tm
     assert read_log(tmp_path / "run")[0]["margin"] == pytest.approx(float(cost))
 
 
+def test_the_margins_gradient_is_clipped_with_the_rest(shard_set: Path, tmp_path: Path) -> None:
+    config = embedding(loss={"margin_weight": 1e7}, optim={"clip": 1.0}, loop={"steps": 1})
+    made = trainer(shard_set, tmp_path / "run", config)
+    assert isinstance(made.model, EmbeddingModel)
+    alone = float(margin_gradients(made.model, config.loss)[1].norm())
+    made.run()
+    assert read_log(tmp_path / "run")[0]["grad_norm"] == pytest.approx(alone, rel=0.01)
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +331,19 @@ def test_the_batch_carries_the_candidates_to_the_loss(tmp_path: Path, monkeypatc
     assert len(seen) == 2
     assert all(mask.shape == (4, 1284) and (mask.numpy() == wanted).all() for mask in seen)
     assert all(math.isfinite(x) for x in losses(tmp_path / "run"))
+
+
+def test_each_sample_has_its_own_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def own_meta(own: Any) -> bytes:
+        return json.dumps({**own, "pos_classes": [int(own["key"][-1])], "neg_classes": [9]}).encode()
+
+    monkeypatch.setattr("tests.train.shardset.encode_meta", own_meta)
+    path = big_set(tmp_path / "s", None, monkeypatch)
+    config = embedding(loss={"lvis_negatives": True})
+    stream = Stream(open_sources([path], config), config)
+    for item in map(stream.item, range(4)):
+        assert item.allowed is not None
+        assert item.allowed[:10].nonzero()[0].tolist() == [int(item.key[-1]), 9]
 
 
 def test_classes_that_lvis_did_not_check_are_pushed_nowhere() -> None:

@@ -122,3 +122,17 @@ def test_confidence_settings_are_checked() -> None:
         nearest_top(maps(0), unit(0, 3, 5), 1, 0.05, "cosine")
     with pytest.raises(SettingsError, match="tau = 0"):
         nearest_top(maps(0), unit(0, 3, 5), 1, 0.0)
+
+
+def test_pixels_of_zeros_are_as_far_from_every_class() -> None:
+    ids, shares = nearest_top(torch.zeros(3, 2, 2), torch.eye(3), 2, 0.5, size=(4, 4))
+    assert ids[:, 0, 0].tolist() == [0, 1]
+    torch.testing.assert_close(shares, torch.full((2, 4, 4), 1 / 3))
+
+
+def test_pixels_that_lie_on_a_class_have_a_plain_distance() -> None:
+    """Squares that rounding takes below 0 have no root."""
+    table = torch.nn.functional.normalize(torch.randn(300, 12, generator=torch.Generator().manual_seed(0)), dim=1)
+    ids, shares = nearest_top(table, table, 1, 0.05, "plain")
+    assert ids[0].tolist() == list(range(300))
+    assert shares.isfinite().all()

@@ -19,7 +19,7 @@ from train.models import build_model
 from train.models.ladder import Ladder, LadderDenseNet, Laddered, LadderModel
 from train.models.ladder.spp import SpatialPyramid, grids, pooled
 from train.models.ladder.steps import LadderStep
-from train.models.ladder.units import SEGMENTS
+from train.models.ladder.units import SEGMENTS, joined
 
 
 def ladder(**settings: Any) -> Model:
@@ -310,6 +310,15 @@ def test_segments_recompute_their_layers_and_change_no_number(tiny: DenseNet, na
     assert set(calls.values()) <= {1, 2}
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12, msg=key)
+
+
+def test_an_encoder_ends_at_the_pyramid_and_one_map_is_not_copied() -> None:
+    with torch.device("meta"):
+        encoder = build_model(ladder(encoder="resnet18", down=16), 3).encoder
+    assert any("layer3" in name for name, _ in encoder.named_parameters())
+    assert not [name for name, _ in encoder.named_parameters() if "layer4" in name]  # they would have no gradient
+    x = torch.zeros(1, 2, 3, 3)
+    assert joined((x,)) is x
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,13 @@ VOID = 65535
 Hard = npt.NDArray[np.uint16]
 
 
+# Half void in all: 18 of 36 pixels, whose shares, each rounded, sum to more than 1/2.
+JUST_HALF = [
+    [10, 4, 5, 4], [4, 1, -1, 3], [-1, -1, 3, -1], [-1, -1, 2, 9], [-1, -1, -1, 8], [4, -1, 7, -1], [-1, 6, -1, 4],
+    [0, 7, -1, -1], [-1, 1, -1, -1],
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Out:
     logits: Tensor
@@ -143,6 +150,15 @@ def test_exactly_half_void_is_void() -> None:
     )
     torch.testing.assert_close(step[0, :, 0], torch.tensor([[1, 0, 0], [1, 0, 0], [1, 0, 0]]) / 3)
     torch.testing.assert_close(pool[0, :, 0, 0], torch.tensor([2, 2, 3]) / 7)
+
+
+def test_exactly_half_void_is_void_whatever_rounding_does_to_the_shares() -> None:
+    cells = np.array(JUST_HALF).reshape(9, 2, 2)
+    hard = np.where(cells < 0, VOID, cells).astype(np.uint16).transpose(1, 0, 2).reshape(2, 18)
+    ids, weights = batch_of(shards.SoftLabel.from_hard(hard))
+    assert int(weights.sum()) == 18
+    _, (pool,) = reduced_targets(ids, weights, 11, [(2, (1, 9))], [(1, 1)], (2, (1, 9)))
+    assert not pool.any()
 
 
 def output(batch: int, classes: int, size: tuple[int, int], dtype: torch.dtype = torch.float64) -> Out:

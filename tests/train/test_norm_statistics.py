@@ -27,8 +27,8 @@ from train.sources import open_sources
 from train.stream import Stream
 
 SECTIONS: dict[str, Any] = {
-    "augment": {"crop": [32, 40]},
-    "model": {"dropout": 0.0, "norm_momentum": 0.01},
+    "augment": {"crop": [40, 32]},  # higher than the images of 32 x 48: padded
+    "model": {"dropout": 0.0, "norm_momentum": 0.01, "mean": [0.4, 0.2, 0.6]},
     "loop": {"steps": 4, "batch": 4, "accumulate": 1},
 }
 
@@ -82,7 +82,7 @@ def test_statistics_are_the_averages_over_one_epoch(folder: Path) -> None:
     model = build_model(run.recipe.model, 4)
     model.load_state_dict(before.model)
     oracle, stream = Oracle(model.train()), stream_of(run)
-    stream.fill = (124, 116, 104)  # ImageNet's mean colour
+    stream.fill = (102, 51, 153)  # the network's mean colour
     with torch.no_grad():
         for places in ((22, 23, 24), (25, 26, 27, 28), (29, 30, 31, 32)):  # the third epoch: 11 samples in 3 parts
             model(torch.from_numpy(np.stack([stream.item(place).image for place in places])))
@@ -101,19 +101,11 @@ def test_statistics_are_the_averages_over_one_epoch(folder: Path) -> None:
     assert (after.step, after.recipe) == (before.step, before.recipe)
 
 
-def test_stopped_and_called_again_it_is_the_same_bits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_called_again_it_is_the_same_bits(folder: Path) -> None:
     run = open_run(folder)
     straight = checkpoint.load(exact_norms(run, stream_of(run), WORLD)[0]).model
     (folder / checkpoint.NORMS).unlink()
-    monkeypatch.setattr(norm_statistics, "SAVE_EVERY", 2)
-
-    def stop(done: int, of: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        exact_norms(run, stream_of(run), WORLD, stop)
-    assert (folder / PARTIAL).is_file()
+    _partial(run, folder)
     assert not (folder / checkpoint.NORMS).exists()
     told: list[int] = []
     again = checkpoint.load(exact_norms(run, stream_of(run), WORLD, lambda done, of: told.append(done))[0]).model
@@ -122,13 +114,41 @@ def test_stopped_and_called_again_it_is_the_same_bits(folder: Path, monkeypatch:
     assert not (folder / PARTIAL).exists()
 
 
+def test_dropout_is_drawn_alike_each_time(shard_set: Path, tmp_path: Path) -> None:
+    """With dropout between layers, from whatever state torch's generator is in."""
+    model = {"arch": "deeplabv3plus", "output_stride": 16, "decoder_channels": 8, "dropout": 0.5}
+    config = recipe(**{**SECTIONS, "model": {**SECTIONS["model"], **model}, "loop": {"steps": 1, "batch": 4}})
+    trainer(shard_set, tmp_path / "run", config).run()
+    run, found = open_run(tmp_path / "run"), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(checkpoint.load(exact_norms(run, stream_of(run), WORLD)[0]).model)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def _partial(run: Run, folder: Path) -> None:
+    """Leave a partial file after two of three batches."""
+
+    def stop(done: int, of: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm_statistics, "SAVE_EVERY", 2)
+        with pytest.raises(KeyboardInterrupt):
+            exact_norms(run, stream_of(run), WORLD, stop)
+    assert (folder / PARTIAL).is_file()
+
+
 @pytest.mark.parametrize("what", ["torn", "of another checkpoint"])
 def test_a_partial_file_that_does_not_belong_is_passed_over(folder: Path, what: str) -> None:
     run = open_run(folder)
     if what == "torn":
         (folder / PARTIAL).write_bytes(b"PK\x03\x04torn")
     else:
-        torch.save({"of": "0" * 64, "done": 2, "parts": 3, "sums": {}}, folder / PARTIAL)
+        _partial(run, folder)
+        kept = torch.load(folder / PARTIAL, weights_only=True)
+        torch.save({**kept, "of": "0" * 64}, folder / PARTIAL)
     told: list[int] = []
     exact_norms(run, stream_of(run), WORLD, lambda done, of: told.append(done))
     assert told == [1, 2, 3]

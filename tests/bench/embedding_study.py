@@ -45,7 +45,7 @@ SMALL = [
     'model.encoder="mobilenetv3_small_050"', "model.decoder_channels=64", 'data.scales=["1"]', 'eval.input_scale="1"',
     "augment.crop=[96, 96]", "optim.lr=0.003", "loop.image_every=0",
 ]  # fmt: skip
-EMBEDDING = ['model.head="embedding"', "model.embedding_dim=12", "loss.k=8"]
+EMBEDDING = ['model.head="embedding"', "model.embedding_dim=12", "loss.k=8", "optim.embedding_lr_scale=10"]
 SCORES = ("miou", "fwiou", "pixel_accuracy")
 
 

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain
+from multiprocessing import resource_tracker
 
 import cv2
 
@@ -88,7 +89,7 @@ def _encode_in_processes(
     )
     in_flight: deque[tuple[Chunk, Future[EncodedChunk]]] = deque()
     try:
-        with _sigint_ignored():  # children inherit it, so that Ctrl-C cannot hit them while they import
+        with _sigint_held():
             ready = [pool.submit(os.getpid) for _ in range(workers)]
         for chunk in chunks:
             if any_ready(ready):
@@ -130,22 +131,29 @@ def _death_is_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _sigint_held() -> Iterator[None]:
+    """Ctrl-C waits until the end, and is not lost; children inherit that, so it cannot hit them while they import."""
+    resource_tracker.ensure_running()  # else the pool starts it, and that lets signals through
+    pressed: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if in_main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _start_worker(job: Job, parent: int) -> None:
     """Runs once in every worker, before its first chunk."""
     global _job
     _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # held until here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _die_with_parent(parent)
     cv2.setNumThreads(1)
 

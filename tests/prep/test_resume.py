@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prep.build import outdir, publish
+from prep.build import outdir, publish, worker
 from prep.build.journal import Journal, read_journal
 from prep.build.shardfile import ShardRecord, ShardStream
 from shards.errors import SettingsError
@@ -403,3 +403,24 @@ def test_a_source_mended_after_a_build_needs_fresh(tmp_path: Path) -> None:
     image.write_bytes(good)
     with pytest.raises(SettingsError, match="the source's files"):
         run_build("camvid", raw, tmp_path / "out")
+
+
+def test_ctrl_c_while_workers_start_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine starting them takes a while; the build must not go on as if nothing had been pressed."""
+
+    class Pool:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def submit(self, *_: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            started.append(1)
+
+        def shutdown(self, **_: object) -> None: ...
+
+    started: list[int] = []
+    root = fake_camvid(tmp_path / "cv", {"val": 40})
+    monkeypatch.setattr(worker, "ProcessPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        run_build("camvid", root, tmp_path / "out", workers=2)
+    assert len(started) == 2
+    assert (tmp_path / "out" / ".build" / "journal.jsonl").exists()

@@ -245,11 +245,20 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def hear_ctrl_c() -> None:
+    """A child of a job that a shell runs in the background would ignore SIGINT, as the job does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_with_one_line_and_the_build_goes_on(tmp_path: Path) -> None:
     root = fake_camvid(tmp_path / "cv", {"val": 120}, size=(160, 240))
     process = subprocess.Popen(
-        command(root, tmp_path / "out"), start_new_session=True, stderr=subprocess.PIPE, text=True
+        command(root, tmp_path / "out"),
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
     journal = tmp_path / "out" / ".build" / "journal.jsonl"
     wait_for(lambda: len(read_journal(journal)) >= 5)

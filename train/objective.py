@@ -76,7 +76,7 @@ def build_objective(recipe: Recipe) -> nn.Module:
     model, loss = recipe.model, recipe.loss
     if model.arch == "ladder" and model.auxiliary:
         strides = [stride for stride in (128, 64, 32, 16, 8, 4) if model.up < stride <= model.down]
-        return LadderLoss(build_loss(loss), strides, model.down, loss.aux_weight)
+        return LadderLoss(build_loss(loss), strides, model.down, loss.aux_weight, loss.aux_targets == "soft")
     return build_loss(loss) if model.head == "dense" else EmbeddingLoss(loss)
 
 

@@ -220,7 +220,11 @@ class Loss(Section):
     """What is minimised. void: what happens to cells that are partly void (train/batch.py).
 
     multi_class_cells: false leaves cells with more than one class out of the loss (the MC switch of the soft-label
-    paper's Table 3). aux_weight: with model.arch = "ladder" alone, the share of the auxiliary losses in the whole.
+    paper's Table 3).
+
+    With model.arch = "ladder" alone:
+    aux_weight: the share of the auxiliary losses in the whole.
+    aux_targets: of a coarse cell: "soft", the shares of all classes in it, or "nearest", the label at its centre.
 
     With model.head = "embedding" alone:
     mode: "nearest" a softmax over a cell's own classes and the k nearest others; "exact" over all classes.
@@ -235,6 +239,7 @@ class Loss(Section):
     void: Literal["mask", "renormalise", "keep"] = "mask"
     multi_class_cells: bool = True
     aux_weight: Share = 0.4
+    aux_targets: Literal["soft", "nearest"] = "soft"
     mode: Literal["nearest", "exact"] = "nearest"
     k: Annotated[int, Field(ge=1, le=65535)] = 8
     tau: Positive = 0.05

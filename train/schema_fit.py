@@ -18,12 +18,14 @@ EMBEDDING_ONLY = {
 }  # fmt: skip
 LADDER_ONLY = {
     "model": {"down", "up", "spp_width", "ladder_residual", "depthwise", "dilated", "auxiliary", "segments"},
-    "loss": {"aux_weight"},
+    "loss": {"aux_weight", "aux_targets"},
 }
+# Settings that came after runs had been stored: at their default they are not stored, so that old runs go on.
+ADDED_LATER = {"loss": {"aux_targets"}}
 
 
 def left_out(recipe: Recipe) -> dict[str, set[str]]:
-    """By section, the settings that the recipe's network does not have."""
+    """By section, the settings that are not stored: those that the recipe's network does not have, and ADDED_LATER."""
     found: dict[str, set[str]] = {}
     for has, only in (
         (recipe.model.head == "embedding", EMBEDDING_ONLY),
@@ -31,6 +33,10 @@ def left_out(recipe: Recipe) -> dict[str, set[str]]:
     ):
         for section, keys in () if has else only.items():
             found[section] = found.get(section, set()) | keys
+    for section, keys in ADDED_LATER.items():
+        part = getattr(recipe, section)
+        usual = {key for key in keys if getattr(part, key) == type(part).model_fields[key].default}
+        found[section] = found.get(section, set()) | usual
     return found
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 import shards
 from train.batch import Item, collate, targets_of
-from train.losses.auxiliary import LadderLoss, auxiliary_loss, reduced_targets
+from train.config import from_dict
+from train.losses.auxiliary import LadderLoss, auxiliary_loss, nearest_targets, reduced_targets
 from train.losses.soft import SoftLoss
+from train.objective import build_objective
 
 VOID = 65535
 Hard = npt.NDArray[np.uint16]
@@ -302,3 +304,35 @@ def test_heads_that_do_not_fit_are_refused() -> None:
         auxiliary_loss(out, ids, weights, (32, 16), 32)
     with pytest.raises(ValueError, match="cover the label"):
         auxiliary_loss(output(1, 4, (32, 32)), ids, weights, (32, 16, 8), 32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_nearest_targets_are_the_labels_at_the_cells_centres(size: tuple[int, int]) -> None:
+    """Against torch's nearest-exact resize of the padded label, on grids of steps and of pools."""
+    classes, down = 5, 32
+    padded = (-(-size[0] // down) * down, -(-size[1] // down) * down)
+    grids = [(padded[0] // 8, padded[1] // 8), (padded[0] // 32, padded[1] // 32), (8, 11), (1, 1)]
+    hard = blobs(*size, classes, 4)
+    full = np.full(padded, VOID, np.uint16)
+    full[: size[0], : size[1]] = hard
+    targets = nearest_targets(*batch_of(shards.SoftLabel.from_hard(hard)), classes, grids, padded)
+    for grid, target in zip(grids, targets, strict=True):
+        wide = torch.from_numpy(full.astype(np.float64))[None, None]
+        expected = torch.nn.functional.interpolate(wide, grid, mode="nearest-exact")[0, 0].long()
+        for index in range(classes):
+            assert torch.equal(target[0, index] == 1, expected == index)
+        assert torch.equal(target[0].sum(0) == 0, expected == VOID)
+    assert any(bool((t.sum(1) == 0).any()) for t in targets)
+
+
+def test_a_recipe_chooses_between_soft_and_nearest_auxiliary_targets() -> None:
+    """The loss of a cell of two classes tells them apart, and old runs are stored as before."""
+    model = {"arch": "ladder", "encoder": "resnet18", "down": 32, "up": 4}
+    costs = {}
+    for kind in ("soft", "nearest"):
+        recipe = from_dict({"name": "x", "description": "x", "model": model, "loss": {"aux_targets": kind}})
+        assert ("aux_targets" in recipe.to_dict()["loss"]) == (kind == "nearest")
+        out = output(1, 5, (64, 64))
+        batch = batch_of(shards.SoftLabel.from_hard(blobs(64, 64, 5, 2)))
+        costs[kind] = float(build_objective(recipe)(out, *batch)[0].detach())
+    assert abs(costs["soft"] - costs["nearest"]) > 1.0

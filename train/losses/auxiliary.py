@@ -118,6 +118,39 @@ def reduced_targets(
     return of_steps, of_pools
 
 
+def nearest_targets(
+    ids: Tensor, weights: Tensor, num_classes: int, grids: Sequence[Grid], padded: Grid
+) -> list[Tensor]:
+    """Targets that look at one pixel a cell: the label at its centre, as torch's "nearest-exact" takes it.
+
+    What soft targets are measured against. A pixel that is void, or lies in the padding, makes a void cell.
+
+    Args:
+        ids, weights: [B, K, H, W], as in `class_shares`.
+        num_classes: C.
+        grids: (h, w) of each head.
+        padded: (H', W') that every grid covers, at least H and W.
+
+    Returns:
+        [B, C, h, w] a grid.
+    """
+    found = []
+    for grid in grids:
+        places = [_centres(n, full).to(ids.device) for n, full in zip(grid, padded, strict=True)]
+        inside = [place < size for place, size in zip(places, ids.shape[2:], strict=True)]
+        rows, columns = (place.clamp(max=n - 1) for place, n in zip(places, ids.shape[2:], strict=True))
+        at = (slice(None), slice(None), rows[:, None], columns)
+        heavy = weights[at] * (inside[0][:, None] & inside[1])  # [B, K, h, w]
+        shares = class_shares(ids[at], heavy, num_classes, 1, grid)
+        found.append(settled(shares, shares.sum(1, keepdim=True)))
+    return found
+
+
+def _centres(cells: int, size: int) -> Tensor:
+    """The pixel at the middle of each cell of a grid over `size` pixels: int64 [cells]."""
+    return torch.div((2 * torch.arange(cells) + 1) * size, 2 * cells, rounding_mode="floor")
+
+
 def cross_entropy_sum(logits: Tensor, targets: Tensor, kl: bool = False) -> Tensor:
     """- sum t log softmax(z) over all classes and cells, 0-dim; less the targets' entropy if `kl`.
 
@@ -131,7 +164,13 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, kl: bool = False) -> Tens
 
 
 def auxiliary_loss(
-    output: Output, ids: Tensor, weights: Tensor, strides: Sequence[int], down: int, kl: bool = False
+    output: Output,
+    ids: Tensor,
+    weights: Tensor,
+    strides: Sequence[int],
+    down: int,
+    kl: bool = False,
+    soft: bool = True,
 ) -> Tensor:
     """The mean over all auxiliary heads of equation 1, times W H B: a sum over pixels, which adds up over batches.
 
@@ -143,20 +182,24 @@ def auxiliary_loss(
         strides: k of each step, coarsest first.
         down: stride of the map that the pooled tensors are pools of.
         kl: see `cross_entropy_sum`.
+        soft: `reduced_targets`, else `nearest_targets`.
     """
     heads = [*output.steps, *output.pools]
     if len(strides) != len(output.steps) or not heads:
         raise ValueError(f"{len(output.steps)} steps and {len(output.pools)} pools: expected {len(strides)} steps")
     (height, width), finest = ids.shape[2:], dict(zip(strides, map(_grid, output.steps), strict=True))
     base = finest.get(down, (-(-height // down), -(-width // down)))
-    of_steps, of_pools = reduced_targets(
-        ids, weights, output.logits.shape[1], list(finest.items()), [_grid(pool) for pool in output.pools], (down, base)
-    )
+    pools, classes = [_grid(pool) for pool in output.pools], output.logits.shape[1]
+    if soft:
+        of_steps, of_pools = reduced_targets(ids, weights, classes, list(finest.items()), pools, (down, base))
+        targets = [*of_steps, *of_pools]
+    else:
+        size = (base[0] * down, base[1] * down)
+        targets = nearest_targets(ids, weights, classes, [*finest.values(), *pools], size)
     padded = base[0] * base[1] * down * down
     areas = [stride * stride for stride in strides] + [
         padded / (pool.shape[2] * pool.shape[3]) for pool in output.pools
     ]
-    targets = [*of_steps, *of_pools]
     costs = [a * cross_entropy_sum(head, t, kl) for a, head, t in zip(areas, heads, targets, strict=True)]
     return torch.stack(costs).sum() / len(heads)
 
@@ -177,15 +220,18 @@ class LadderLoss(nn.Module):
         strides: of the ladder's steps, coarsest first.
         down: stride of the map that is pooled.
         aux_weight: of the auxiliary losses' mean.
+        soft: whether auxiliary targets are the shares of a cell, or the label at its centre.
     """
 
-    def __init__(self, main: SoftLoss, strides: Sequence[int], down: int, aux_weight: float) -> None:
+    def __init__(self, main: SoftLoss, strides: Sequence[int], down: int, aux_weight: float, soft: bool = True) -> None:
         super().__init__()
+        self.soft = soft
         self.main, self.strides, self.down, self.aux_weight = main, tuple(strides), down, aux_weight
 
     def forward(self, output: Output, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         if not self.main.multi_class_cells:
             weights = single_class_only(weights)
         loss_sum, weight_sum = self.main(output.logits, ids, weights)
-        extra = auxiliary_loss(output, ids, weights, self.strides, self.down, self.main.kind == "kl")
+        kl = self.main.kind == "kl"
+        extra = auxiliary_loss(output, ids, weights, self.strides, self.down, kl, self.soft)
         return (1.0 - self.aux_weight) * loss_sum + self.aux_weight * extra.to(loss_sum.dtype), weight_sum

@@ -187,6 +187,17 @@ def test_weights_load_where_timm_flattens_names(encoder: str, tmp_path: Path) ->
     assert all(torch.equal(own[k.replace(".", "_")], v) for k, v in shared)
 
 
+@pytest.mark.parametrize(("down", "dilated"), [(32, None), (16, None), (16, 16)])
+def test_weights_load_into_a_ladder_over_any_encoder(down: int, dilated: int | None, tmp_path: Path) -> None:
+    whole = timm.create_model("resnet18")
+    save_file(dict(whole.state_dict()), tmp_path / "w.safetensors")
+    settings = {"encoder": "resnet18", "weights": str(tmp_path / "w.safetensors"), "down": down, "dilated": dilated}
+    own = build_model(Model.model_validate({"arch": "ladder", **settings}), 3).encoder.state_dict()
+    given = whole.state_dict()
+    assert len(own) > 60
+    assert all(torch.equal(value, given[key.removeprefix("maps.model.")]) for key, value in own.items())
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -23,7 +23,7 @@ from train.config import Loss, Model
 from train.models.embedding import ClassEmbeddings, EmbeddingModel, Temperature
 from train.models.features import FeatureMaps
 from train.models.heads import ConcatenationHead, LinearHead
-from train.models.ladder import LadderDenseNet, LadderModel, ladder_parts
+from train.models.ladder import LadderDenseNet, LadderFeatures, LadderModel, ladder_parts
 from train.models.norms import set_momentum, with_group_norm
 from train.models.segmentation import SegmentationModel
 from train.models.weights import load_encoder_weights
@@ -49,7 +49,7 @@ def build_model(config: Model, num_classes: int, loss: Loss | None = None) -> Se
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise _unusable(config, error) from error
     if config.weights not in ("none", "timm"):
-        named = encoder.as_timm() if isinstance(encoder, LadderDenseNet) else encoder
+        named = encoder.as_timm() if isinstance(encoder, (LadderDenseNet, LadderFeatures)) else encoder
         load_encoder_weights(named, config.encoder, config.weights)
     if config.norm_momentum is not None:
         set_momentum(encoder, config.norm_momentum)

@@ -38,6 +38,10 @@ class LadderFeatures(nn.Module):
         self.strides = [strides[i] for i in self.kept]
         self.channels = [self.maps.channels[i] for i in self.kept]
 
+    def as_timm(self) -> nn.Module:
+        """What timm's names of weights belong to; shares all parameters."""
+        return self.maps
+
     def forward(self, images: Tensor) -> list[tuple[Tensor, ...]]:
         """The maps, finest first."""
         found = self.maps(images)

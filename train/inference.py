@@ -10,7 +10,7 @@ and put back on the sphere (unless `model.renormalise` is off); a pixel's class 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ def predict(
             label = nearest_labels(pixels, head.table, extent or size, renormalise=model.renormalise)
             return label[:height, :width]
         maps = [_scores(model, _scaled(image, factor), views, device) for factor in views.scales]  # each [C, h', w']
-        return _best_class(maps, extent or size)[:height, :width]
+        return best_class(maps, extent or size)[:height, :width]
 
 
 def predict_top(
@@ -161,7 +161,9 @@ def _scaled(image: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8
     return shards.resize_image_to(image, (h, w), "triangle") if (h, w) != image.shape[:2] else image
 
 
-def _look(model: nn.Module, image: npt.NDArray[Any], views: Views, device: torch.device) -> list[Any]:
+def look(
+    model: Callable[[torch.Tensor], Any], image: npt.NDArray[Any], views: Views, device: torch.device
+) -> list[Any]:
     """What the network says of one image, and of its mirror image (whose maps are still mirrored) where asked."""
     h, w = image.shape[:2]
     pixels = torch.tensor(np.ascontiguousarray(image), device=device).permute(2, 0, 1)[None]  # [1, 3, h, w]
@@ -174,7 +176,7 @@ def _look(model: nn.Module, image: npt.NDArray[Any], views: Views, device: torch
 def _scores(model: nn.Module, image: npt.NDArray[Any], views: Views, device: torch.device) -> torch.Tensor:
     """Softmax scores float32 [C, h, w] of one image, averaged with those of its mirror image where asked."""
     h, w = image.shape[:2]
-    logits, *mirrored = _look(model, image, views, device)
+    logits, *mirrored = look(model, image, views, device)
     scores: torch.Tensor = logits.float().softmax(1)
     if mirrored:
         scores = (scores + mirrored[0].flip(-1).float().softmax(1)) / 2
@@ -210,7 +212,7 @@ def _looks(
     for factor in views.scales:
         shown = _scaled(image, factor)
         h, w = shown.shape[:2]
-        for mirrored, output in enumerate(_look(model, shown, views, device)):
+        for mirrored, output in enumerate(look(model, shown, views, device)):
             yield (output.pixels.flip(-1) if mirrored else output.pixels)[..., :h, :w].float(), output
 
 
@@ -222,7 +224,7 @@ def _resized(pixels: torch.Tensor, size: tuple[int, int], renormalise: bool) -> 
     return on_sphere(full, 0) if renormalise else full
 
 
-def _best_class(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+def best_class(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """The arg-max int64 [H, W] of the mean of score maps [C, h, w] resized to `size`; ties go to the lower class."""
     if len(maps) == 1 and maps[0].shape[1:] == size:
         return maps[0].argmax(0)

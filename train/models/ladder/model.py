@@ -78,18 +78,27 @@ class Ladder(nn.Module):
 
     def forward(self, maps: Sequence[Maps]) -> Laddered:
         """Logits at stride u; the auxiliary ones are empty outside of training."""
-        heard = self.auxiliary and self.training
-        x, means = self.spp(joined(maps[-1]))
-        inputs: list[Tensor] = []
-        for step, skip in zip(self.steps, reversed(maps[:-1]), strict=True):
-            inputs.append(x)
-            x = step(x, *skip)
-        logits = self._logits(self.head, x)
-        if not heard:
+        rungs, means = self._climb(maps)
+        logits = self._logits(self.head, rungs[-1])
+        if not (self.auxiliary and self.training):
             return Laddered(logits, (), ())
-        steps = tuple(self._logits(head, x) for head, x in zip(self.step_heads, inputs, strict=True))
+        steps = tuple(self._logits(head, x) for head, x in zip(self.step_heads, rungs[:-1], strict=True))
         pools = tuple(self._logits(head, mean) for head, mean in zip(self.pool_heads, means, strict=True))
         return Laddered(logits, steps, pools)
+
+    def by_step(self, maps: Sequence[Maps]) -> tuple[Tensor, ...]:
+        """Logits [B, C, h, w] of each step's input and of the last step's output, coarsest first, in any mode; needs
+        the auxiliary heads."""
+        rungs, _ = self._climb(maps)
+        return tuple(self._logits(head, x) for head, x in zip((*self.step_heads, self.head), rungs, strict=True))
+
+    def _climb(self, maps: Sequence[Maps]) -> tuple[list[Tensor], list[Tensor]]:
+        """The pyramid's output and each step's, coarsest first, [B, n, h, w] each; the pyramid's pooled tensors."""
+        x, means = self.spp(joined(maps[-1]))
+        rungs = [x]
+        for step, skip in zip(self.steps, reversed(maps[:-1]), strict=True):
+            rungs.append(step(rungs[-1], *skip))
+        return rungs, means
 
     def _logits(self, head: nn.Module, x: Tensor) -> Tensor:
         """Heads belong to segment "tu", as in the release."""
@@ -117,6 +126,25 @@ class LadderModel(SegmentationModel):
     def coarse(self, images: Tensor) -> Tensor:
         """Logits at stride u, of the padded input."""
         return self._decoded(images).logits
+
+    def logits_by_stride(self, images: Tensor) -> dict[int, Tensor]:
+        """What each rung of the ladder says of images [B, 3, H, W] in 0..255, in evaluation mode too (Figure 6).
+
+        Returns:
+            By stride, coarsest first, logits [B, C, H, W] on the grid of the input: those of the auxiliary heads on
+            each step's input (d ... 2u), then those of `forward` (u).
+
+        Raises:
+            SettingsError: a ladder without auxiliary heads.
+        """
+        assert isinstance(self.decoder, Ladder)
+        if not self.decoder.auxiliary:
+            raise SettingsError(
+                "found a ladder without auxiliary heads, expected one trained with model.auxiliary = true"
+            )
+        h, w = images.shape[-2:]
+        found = self.decoder.by_step(self.encoder(self._padded(self.normalise(images))))
+        return {self.multiple >> rung: self._full(logits, h, w) for rung, logits in enumerate(found)}
 
     def _decoded(self, images: Tensor) -> Laddered:
         if self.training:

@@ -20,9 +20,10 @@ from train.threads import yield_cores
 
 if TYPE_CHECKING:
     from train.config import Recipe
-    from train.loop import Summary
+    from train.loop import Summary, Trainer
     from train.run import Run
     from train.sources import Sources
+    from train.start import Start
 
 EPILOG = """\b
 Example:
@@ -30,6 +31,7 @@ Example:
   seg-train --shards data/demo --recipe demo --out runs/demo --dry-run
   seg-train --shards data/demo --recipe demo --out runs/demo --set optim.lr=0.01 --set loop.steps=500
   seg-train --shards data/demo --out runs/demo --resume
+  seg-train --shards data/mine --recipe demo --out runs/mine --start runs/demo
   torchrun --nproc-per-node 4 --no-python seg-train --shards data/demo --recipe demo --out runs/demo
 """
 
@@ -40,6 +42,7 @@ Example:
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting of the recipe.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
+@click.option("--start", "place", type=click.Path(path_type=Path), help="Begin from the network of another run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped.")
 @click.option("--list", "listing", is_flag=True, help="List the recipes and exit.")
 @click.option("--dry-run", is_flag=True, help="Print the plan (model, cost, memory, samples) and exit.")
@@ -50,6 +53,7 @@ def command(
     out: Path | None,
     overrides: tuple[str, ...],
     device: str,
+    place: Path | None,
     resume: bool,
     listing: bool,
     dry_run: bool,
@@ -71,10 +75,11 @@ def command(
     old = _existing(out) if resume and out is not None else None
     recipe = _recipe(recipe_name, overrides, old)
     sources = open_sources(paths, recipe)
-    setup = Run(out or Path("runs"), recipe, sources.classes, sources.describe())
+    start = _start(place, old)
+    setup = Run(out or Path("runs"), recipe, sources.classes, sources.describe(), _origin(start, old))
     if dry_run:
-        return _dry_run(setup, sources)
-    summary = _train(setup, sources, device, old, quiet)
+        return _dry_run(setup, sources, start)
+    summary = _train(setup, sources, device, old, start, quiet)
     return 0 if summary is None else _told(summary, setup, quiet)
 
 
@@ -109,12 +114,29 @@ def _recipe(name: str | None, overrides: tuple[str, ...], old: Run | None) -> Re
     return old.recipe
 
 
-def _dry_run(setup: Run, sources: Sources) -> int:
+def _start(place: Path | None, old: Run | None) -> Start | None:
+    """What --start names; a resumed run has its own checkpoint and looks there no more."""
+    from train.start import read_start
+
+    return read_start(place) if place is not None and old is None else None
+
+
+def _origin(start: Start | None, old: Run | None) -> dict[str, str] | None:
+    """What run.json keeps of where the network comes from."""
+    if old is not None:
+        return old.start
+    return start.describe() if start is not None else None
+
+
+def _dry_run(setup: Run, sources: Sources, start: Start | None) -> int:
     from train.plan import make_plan
+    from train.start import check
     from train.stream import Stream
 
     recipe = setup.recipe
     Stream(sources, recipe)  # refuses what the run would refuse
+    if start is not None:
+        check(start, recipe, setup.classes)
     height, width = sources.sample(0, recipe.data.scales[0]).image.shape[:2]
     most = recipe.augment.rescale[1] if recipe.augment.rescale else 1.0
     size = (max(1, round(height * most)), max(1, round(width * most)))
@@ -124,11 +146,13 @@ def _dry_run(setup: Run, sources: Sources) -> int:
     return 0
 
 
-def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bool) -> Summary | None:
+def _train(
+    setup: Run, sources: Sources, device: str, old: Run | None, start: Start | None, quiet: bool
+) -> Summary | None:
     """Open or create the run's folder and train; None where a resumed run has no step left."""
     from train.distributed import join
     from train.loop import Trainer
-    from train.run import check_free, check_same, create
+    from train.run import check_free, check_same
     from train.stream import Stream
 
     with join(device) as world:
@@ -139,16 +163,30 @@ def _train(setup: Run, sources: Sources, device: str, old: Run | None, quiet: bo
         trainer = Trainer(setup, Stream(sources, setup.recipe), world, quiet)
         if old is not None:
             trainer.load()
-        elif world.first:
-            create(setup)
+        else:
+            _begin(trainer, start)
         world.wait()
         if old is not None and trainer.step >= setup.recipe.loop.steps:  # its log keeps the summary it has
             say(f"{setup.folder} is finished: step {trainer.step}, nothing left to do", quiet or not world.first)
             return None
         if world.first:
-            start = f"from step {trainer.step}" if trainer.step else f"{len(sources)} samples"
-            say(f"training {setup.recipe.name} on {world.device}, {start}, to step {setup.recipe.loop.steps}", quiet)
+            where = f"from step {trainer.step}" if trainer.step else f"{len(sources)} samples"
+            say(f"training {setup.recipe.name} on {world.device}, {where}, to step {setup.recipe.loop.steps}", quiet)
         return trainer.run()
+
+
+def _begin(trainer: Trainer, start: Start | None) -> None:
+    """The network to begin from, where one is given, and the run's folder."""
+    from train.run import create
+    from train.start import begin
+
+    setup, first = trainer.setup, trainer.world.first
+    if start is not None:
+        say(begin(trainer.model, start, setup.recipe, setup.classes), trainer.quiet or not first)
+    if first:
+        create(setup)
+        if start is not None:
+            trainer.save()  # a run that is stopped early goes on from here
 
 
 def _told(summary: Summary, setup: Run, quiet: bool) -> int:

@@ -106,7 +106,8 @@ class Trainer:
         recipe = self.setup.recipe
         make_deterministic(recipe.loop.deterministic)
         torch.manual_seed(recipe.loop.seed)
-        model = build_model(recipe.model, len(self.setup.classes), recipe.loss)
+        fetched = {"weights": "none"} if self.setup.start else {}  # its network comes from elsewhere: train/start.py
+        model = build_model(recipe.model.model_copy(update=fetched), len(self.setup.classes), recipe.loss)
         if recipe.model.sync_norm:
             self.world.synchronise(model)
         self.stream.fill = mean_colour(model)
@@ -124,8 +125,11 @@ class Trainer:
 
         Raises:
             FormatError: it is broken, or does not belong to this run.
+            UserError: there is none, and the run did not begin from scratch.
         """
         path = self.setup.folder / checkpoint.NAME
+        if self.setup.start and not path.exists():
+            raise UserError(f"no {checkpoint.NAME} in {self.setup.folder}: delete the folder and give --start again")
         if not path.exists():
             say(f"no {checkpoint.NAME} in {self.setup.folder}: starting at step 0", self.quiet or not self.world.first)
             return

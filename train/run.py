@@ -41,12 +41,14 @@ class Run:
         recipe: resolved.
         classes: the class table of its shard sets.
         sources: per shard set "path", "dataset", "digest" and "filter".
+        start: "path" and "digest" of the checkpoint whose network it began from (train/start.py), if any.
     """
 
     folder: Path
     recipe: Recipe
     classes: ClassTable
     sources: tuple[dict[str, str], ...]
+    start: dict[str, str] | None = None
 
     @property
     def digests(self) -> list[str]:
@@ -70,6 +72,7 @@ def create(run: Run) -> None:
         "classes_digest": run.classes.digest,
         "seed": run.recipe.loop.seed,
         "versions": versions(),
+        **({"start": run.start} if run.start else {}),
     }
     publish_bytes(run.folder / NAME, json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n")
 
@@ -99,7 +102,8 @@ def open_run(folder: Path) -> Run:
         kept = ("path", "dataset", "digest", "filter")
         sources = tuple({key: str(source[key]) for key in kept} for source in values["sources"])
         classes = _classes(path, values["classes"])
-        return Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources)
+        start = {key: str(values["start"][key]) for key in ("path", "digest")} if "start" in values else None
+        return Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources, start)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(path, f"not a readable run file ({type(error).__name__}: {error}); restore it") from None
 

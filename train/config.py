@@ -18,19 +18,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shards.errors import SettingsError
-from train.schema import (
-    Augment,
-    Data,
-    Evaluation,
-    Expected,
-    Jitter,
-    Loop,
-    Loss,
-    Model,
-    Optim,
-    Recipe,
-    Schedule,
-)
+from train.schema import Augment, Data, Evaluation, Expected, Jitter, Loop, Optim, Recipe, Schedule
+from train.schema_loss import Loss
+from train.schema_mixture import Mixture, Source
+from train.schema_model import Model
 
 __all__ = [
     "Augment",
@@ -40,10 +31,12 @@ __all__ = [
     "Jitter",
     "Loop",
     "Loss",
+    "Mixture",
     "Model",
     "Optim",
     "Recipe",
     "Schedule",
+    "Source",
     "from_dict",
     "load_recipe",
     "recipe_names",
@@ -51,6 +44,7 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).parent / "recipes"
+_LISTED: dict[str, type[BaseModel]] = {"expected": Expected, "mixture": Mixture, "sources": Source}
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -196,7 +190,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = Expected if part == "expected" else annotation  # type: ignore[assignment]
+        model = _LISTED.get(part, annotation)  # type: ignore[assignment]
     return list(model.model_fields)
 
 

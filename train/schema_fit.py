@@ -21,16 +21,28 @@ LADDER_ONLY = {
     "loss": {"aux_weight", "aux_targets"},
 }
 # Settings that came after runs had been stored: at their default they are not stored, so that old runs go on.
-ADDED_LATER = {"loss": {"aux_targets"}}
+ADDED_LATER = {"data": {"target_stride"}, "loss": {"aux_targets"}, "model": {"drop_path"}}
+COSINE_ONLY = {
+    "data": {"target_stride"},
+    "model": {"cosine_dim", "score", "score_scale"},
+    "loss": {
+        "image_weight", "attention_weight", "sampled_classes", "attention", "memory_size", "memory_top", "memory_dtype",
+        "memory_form", "memory_sync", "foreground", "background", "background_top", "background_threshold",
+        "background_distance", "attention_tau",
+    },
+}  # fmt: skip
+NETWORKS = (  # the setting that makes a kind of network, and the settings that it alone has
+    ("head", "embedding", EMBEDDING_ONLY),
+    ("arch", "ladder", LADDER_ONLY),
+    ("head", "cosine", COSINE_ONLY),
+)
 
 
 def left_out(recipe: Recipe) -> dict[str, set[str]]:
     """By section, the settings that are not stored: those that the recipe's network does not have, and ADDED_LATER."""
     found: dict[str, set[str]] = {}
-    for has, only in (
-        (recipe.model.head == "embedding", EMBEDDING_ONLY),
-        (recipe.model.arch == "ladder", LADDER_ONLY),
-    ):
+    for key, value, only in NETWORKS:
+        has = getattr(recipe.model, key) == value
         for section, keys in () if has else only.items():
             found[section] = found.get(section, set()) | keys
     for section, keys in ADDED_LATER.items():
@@ -42,7 +54,7 @@ def left_out(recipe: Recipe) -> dict[str, set[str]]:
 
 def _network_misfit(recipe: Recipe) -> str | None:
     """A setting that the recipe's network does not have, or None."""
-    for only, key, value in ((EMBEDDING_ONLY, "head", "embedding"), (LADDER_ONLY, "arch", "ladder")):
+    for key, value, only in NETWORKS:
         for section, keys in only.items() if getattr(recipe.model, key) != value else ():
             given = sorted(keys & getattr(recipe, section).model_fields_set)
             if given:

@@ -190,7 +190,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = _LISTED.get(part, annotation)  # type: ignore[assignment]
+        model = _LISTED.get(part) or annotation  # type: ignore[assignment]
     return list(model.model_fields)
 
 

@@ -11,8 +11,18 @@ from pathlib import Path
 
 import click
 
-from prep.mapping import describe_mapping, describe_union, map_classes, review_path, unite, write_mapping, write_union
+from prep.mapping import (
+    describe_mapping,
+    describe_union,
+    map_classes,
+    review_path,
+    unite,
+    write_mapping,
+    write_maps,
+    write_union,
+)
 from prep.mapping.matching import WAYS
+from prep.mapping.union import Union
 from shards.errors import SettingsError
 from shards.terminal import say
 
@@ -44,15 +54,37 @@ def map_command(source: str, target: str, descendants: bool, out: Path | None, q
 @click.argument("tables", nargs=-1, required=True)
 @click.option("--way", type=click.Choice(WAYS), help="How classes are matched.  [default: by the tables' own rule]")
 @_OUT
+@click.option(
+    "--maps", type=click.Path(path_type=Path), metavar="DIR", help="Write a --classes file for each table here."
+)
 @_QUIET
-def union_command(tables: tuple[str, ...], way: str | None, out: Path | None, quiet: bool) -> int:
-    """One class table for a mixture of the datasets TABLES; the first of them is the base."""
+def union_command(tables: tuple[str, ...], way: str | None, out: Path | None, maps: Path | None, quiet: bool) -> int:
+    """One class table for a mixture of the datasets TABLES; the first of them is the base.
+
+    With --maps DIR, `seg-prep DATASET ... --classes DIR/TABLE.tsv` gives each dataset the names of the union.
+    """
     union = unite(list(tables), way)
     if out is not None:
         _check_place(out, tables, (out,))
         write_union(union, out)
+    if maps is not None:
+        _write_maps(union, maps, tables)
     say(describe_union(union), quiet)
     return 0
+
+
+def _write_maps(union: Union, folder: Path, read: Sequence[str]) -> None:
+    """A --classes file for each table of a union, none of them over one that was read, or over another."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--maps {folder} is a file: expected a folder")
+    stems = [Path(table).stem for table in union.tables]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise SettingsError(f"--maps: two tables are called {twice[0]}, and so would their files: rename one")
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in stems:
+        _check_place(folder / f"{stem}.tsv", read, (folder / f"{stem}.tsv",))
+    write_maps(union, folder)
 
 
 def _check_place(out: Path, read: Sequence[str], written: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@
     union = unite(["cocostuff", "ade20k"])             # the first is the base
     print(describe_union(union))
     write_union(union, Path("c171-a150.tsv"))
+    write_maps(union, Path("maps"))                    # files for `seg-prep ... --classes`
 
 Targets are datasets ("ade20k"), class tables ("ade20k-150") or files (a list of names, or a TSV with a column `name`).
 Built offline from WordNet 3.0 (`prep/taxonomies/wordnet`); the rules stand in `prep.mapping.rules`, the ways of
@@ -17,6 +18,7 @@ matching in `prep.mapping.union`.
 from prep.mapping.build import map_classes
 from prep.mapping.table import Mapping, Pair, describe_mapping, read_mapping, review_path, write_mapping
 from prep.mapping.union import Union, unite, write_union
+from prep.mapping.union_maps import write_maps
 from prep.mapping.union_report import describe_union
 
 __all__ = [
@@ -30,5 +32,6 @@ __all__ = [
     "review_path",
     "unite",
     "write_mapping",
+    "write_maps",
     "write_union",
 ]

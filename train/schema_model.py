@@ -33,6 +33,9 @@ class Model(Section):
     dilated: the encoder keeps stride 8 or 16 by dilation; `down` is then the same number.
     spp_width: the pyramid's widths: "paper" d/2, d/8, d/4; 512 as in the release: 512, 128, 512 for any encoder; 256
     likewise 512, 128, 256, which the paper's counts for DenseNet-161 and 169 agree with.
+    spp: "paper", or what Table 9 of the paper tries for it: "square" grids, "none" (train/models/ladder/spp.py).
+    short_units: a DenseNet's units go without their 1x1 where it would not narrow, as the release has them without
+    ImageNet weights.
     ladder_residual: each step's output has its resized input added (the release). depthwise: separable 3x3 in steps.
     auxiliary: logits at every step's input and at the pooled tensors, for the loss in training.
     segments: what is recomputed in backward instead of being held (the paper's Table 11; "none": nothing).
@@ -60,6 +63,8 @@ class Model(Section):
     depthwise: bool = False
     dilated: Annotated[Literal[8, 16] | None, BeforeValidator(off)] = None
     auxiliary: bool = True
+    spp: Literal["paper", "square", "none"] = "paper"
+    short_units: bool = False
     cosine_dim: Annotated[Annotated[int, Field(ge=2, le=8192)] | None, BeforeValidator(off)] = None
     score: Literal["standardised", "scaled"] = "standardised"
     score_scale: Positive = 1.0
@@ -102,8 +107,19 @@ class Model(Section):
             return f"model.up = {self.up}: expected at most model.down = {self.down}"
         if (self.dilated or 0) != self.down and (self.dilated or self.down == 8):
             return f"model.dilated = {self.dilated or 'none'} with model.down = {self.down}: expected the same number"
+        if self.spp != "paper" and self.spp_width != "paper":
+            return f'model.spp_width = {self.spp_width} with model.spp = "{self.spp}": expected "paper"'
+        if self.spp == "none" and self.auxiliary and self.up == self.down:
+            return 'model.spp = "none" without a ladder: expected model.auxiliary = false, as nothing bears its heads'
+        return self._encoder_misfit()
+
+    def _encoder_misfit(self) -> str | None:
         if self.encoder.startswith("densenet"):
+            if self.short_units and self.weights != "none":
+                return f'model.short_units = true with model.weights = "{self.weights}": expected weights = "none"'
             return None
+        if self.short_units:
+            return f"model.short_units = true: expected false with a ladder over {self.encoder}, or a DenseNet"
         if self.dropout:
             return f"model.dropout = {self.dropout}: expected 0 with a ladder over {self.encoder}, or a DenseNet"
         if self.segments != "none":

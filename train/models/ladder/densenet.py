@@ -16,7 +16,7 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.models.ladder.units import joined
+from train.models.ladder.units import halved, joined
 from train.models.recompute import recompute
 
 SPLITS = {16: (), 32: (), 64: (3,), 128: (3, 4)}  # blocks cut in half, by the stride of the last map
@@ -47,13 +47,20 @@ class DenseUnit(nn.Module):
         layer: timm's layer, whose parts are taken.
         dilation: of the 3x3 convolution.
         dropout: share of the output's numbers that training sets to zero.
+        short: the 1x1 is left out where the input is no wider than what it makes; the 3x3 sees the input itself.
         segments: which parts are recomputed in backward: "cat-1x1", "3x3", "unit".
     """
 
-    def __init__(self, layer: nn.Module, dilation: int, dropout: float, segments: frozenset[str]) -> None:
+    def __init__(
+        self, layer: nn.Module, dilation: int, dropout: float, segments: frozenset[str], short: bool = False
+    ) -> None:
         super().__init__()
         self.norm1, self.conv1 = layer.get_submodule("norm1"), layer.get_submodule("conv1")
         self.norm2, self.conv2 = layer.get_submodule("norm2"), _conv(layer, "conv2")
+        if short and (width := _conv(layer, "conv1").in_channels) <= self.conv2.in_channels:
+            self.norm1, self.conv1, self.norm2 = nn.Identity(), nn.Identity(), self.norm1
+            self.conv2 = nn.Conv2d(width, self.conv2.out_channels, 3, bias=False)
+            nn.init.kaiming_normal_(self.conv2.weight)
         self.conv2.dilation = self.conv2.padding = (dilation, dilation)
         self.dropout, self.segments = dropout, segments
 
@@ -67,7 +74,7 @@ class DenseUnit(nn.Module):
         return grown
 
     def narrow(self, *features: Tensor) -> Tensor:
-        """Segment "cat-1x1": -> [B, 4 * growth, h, w]."""
+        """Segment "cat-1x1": -> [B, 4 * growth, h, w]; the input itself [B, C, h, w] in a short unit."""
         out: Tensor = self.conv1(self.norm1(joined(features)))
         return out
 
@@ -123,7 +130,6 @@ class TransitionDown(nn.Module):
         super().__init__()
         self.number, self.factor, self.segments = number, factor, segments
         self.norm, self.conv = layer.get_submodule("norm"), _conv(layer, "conv")
-        self.pool = nn.AvgPool2d(2, 2) if factor == 2 else nn.Identity()
 
     def forward(self, *features: Tensor) -> Tensor:
         """The block's input that follows."""
@@ -136,8 +142,8 @@ class TransitionDown(nn.Module):
 
     def whole(self, *features: Tensor) -> Tensor:
         """Segment "td"."""
-        out: Tensor = self.pool(self.conv(self.norm(joined(features))))
-        return out
+        narrow: Tensor = self.conv(self.norm(joined(features)))
+        return halved(narrow) if self.factor == 2 else narrow
 
 
 class Halving(nn.Module):
@@ -160,7 +166,7 @@ class Halving(nn.Module):
 
     def whole(self, *features: Tensor) -> Tensor:
         """Segment "td"."""
-        return F.avg_pool2d(joined(features), 2, 2)
+        return halved(joined(features))
 
 
 class LadderDenseNet(nn.Module):
@@ -178,6 +184,8 @@ class LadderDenseNet(nn.Module):
         dilated: blocks after stride `down` are dilated (16: DB4 by 2; 8: DB3 by 2, DB4 by 4).
         dropout: in every unit.
         segments: what is recomputed in backward (units.SEGMENTS).
+        short_units: units whose input is no wider than their 1x1's output go without it, as the release has them
+            where it does not load ImageNet weights (which have no place for such a 3x3).
 
     Raises:
         ValueError: a DenseNet with another stem ("densenetblur121d").
@@ -192,6 +200,7 @@ class LadderDenseNet(nn.Module):
         dilated: bool = False,
         dropout: float = 0.0,
         segments: frozenset[str] = frozenset(),
+        short_units: bool = False,
     ) -> None:
         super().__init__()
         self.segments, self.finest = segments, finest
@@ -203,9 +212,8 @@ class LadderDenseNet(nn.Module):
         splits = () if dilated else SPLITS[down]
         self.blocks, self.downs = nn.ModuleList(), nn.ModuleList()
         for number, rate in enumerate(rates, 1):
-            units = [
-                DenseUnit(u, rate, dropout, segments) for u in layers.get_submodule(f"denseblock{number}").values()
-            ]
+            given = layers.get_submodule(f"denseblock{number}").values()
+            units = [DenseUnit(layer, rate, dropout, segments, short_units) for layer in given]
             self._add_block(number, units, number in splits)
             if number < len(rates):
                 factor = 1 if rates[number] > rate else 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shards.errors import SettingsError
 from train.models.ladder.densenet import LadderDenseNet, Maps
 from train.models.ladder.generic import LadderFeatures
-from train.models.ladder.spp import ROWS, SpatialPyramid, grids
+from train.models.ladder.spp import context_of
 from train.models.ladder.steps import LadderStep
 from train.models.ladder.units import MOMENTUM, SEGMENTS, joined, to_logits
 from train.models.norms import set_momentum
@@ -33,7 +33,8 @@ class Laddered(NamedTuple):
     Args:
         logits: [B, C, H, W], on the grid of the input.
         steps: logits [B, C, h, w] of each step's input, at strides d ... 2u of the padded input, coarsest first.
-        pools: logits [B, C, rows, columns] of the four pooled tensors (8, 4, 2, 1 rows) over the padded input.
+        pools: logits [B, C, rows, columns] of the four pooled tensors (8, 4, 2, 1 rows) over the padded input; those
+            of model.spp = "square" have 6, 3, 2, 1, and "none" has none.
     """
 
     logits: Tensor
@@ -51,6 +52,7 @@ class Ladder(nn.Module):
         spp: None for the paper's widths of the pyramid, a number for the release's.
         residual, depthwise, segments: of the steps.
         auxiliary: have heads on each step's input and on the pooled tensors; they work in training alone.
+        context: what stands at the coarsest map (spp.context_of).
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class Ladder(nn.Module):
         depthwise: bool = False,
         segments: frozenset[str] = frozenset(),
         auxiliary: bool = True,
+        context: str = "paper",
     ) -> None:
         super().__init__()
         self.auxiliary, self.segments = auxiliary, segments
-        self.spp = SpatialPyramid(channels[-1], spp)
+        self.spp = context_of(context, channels[-1], spp)
         self.steps, inputs = nn.ModuleList(), [self.spp.out]
         for skip, out in zip(reversed(channels[:-1]), widths, strict=True):
             self.steps.append(LadderStep(inputs[-1], skip, out, residual, depthwise, segments))
@@ -74,7 +77,7 @@ class Ladder(nn.Module):
         self.head = to_logits(inputs[-1], classes)
         if auxiliary:
             self.step_heads = nn.ModuleList(to_logits(width, classes) for width in inputs[:-1])
-            self.pool_heads = nn.ModuleList(to_logits(self.spp.mid, classes) for _ in ROWS)
+            self.pool_heads = nn.ModuleList(to_logits(self.spp.mid, classes) for _ in range(self.spp.pools))
 
     def forward(self, maps: Sequence[Maps]) -> Laddered:
         """Logits at stride u; the auxiliary ones are empty outside of training."""
@@ -113,7 +116,8 @@ class LadderModel(SegmentationModel):
     and W from 32 up: the input is padded with its mean colour to multiples of `down`.
 
     A training batch must leave every BatchNorm more than one number a channel: the coarsest grid of the pyramid has
-    one cell for an image that is not wider than it is high, so that such images need a batch of two.
+    one cell for an image that is not wider than it is high, so that such images need a batch of two (with a square
+    pyramid all images, without a pyramid those no larger than the coarsest map's stride).
     """
 
     def forward(self, images: Tensor) -> Tensor | Laddered:  # type: ignore[override]
@@ -121,7 +125,7 @@ class LadderModel(SegmentationModel):
         h, w = images.shape[-2:]
         out = self._decoded(images)
         logits = self._full(out.logits, h, w)
-        return Laddered(logits, out.steps, out.pools) if out.pools else logits
+        return Laddered(logits, out.steps, out.pools) if out.steps or out.pools else logits
 
     def coarse(self, images: Tensor) -> Tensor:
         """Logits at stride u, of the padded input."""
@@ -160,11 +164,12 @@ class LadderModel(SegmentationModel):
 
     def _check_batch(self, images: Tensor) -> None:
         batch, (h, w) = images.shape[0], images.shape[-2:]
-        rows, columns = grids(-(-h // self.multiple), -(-w // self.multiple))[-1]
+        assert isinstance(self.decoder, Ladder)
+        rows, columns = self.decoder.spp.grids(-(-h // self.multiple), -(-w // self.multiple))[-1]
         if batch * rows * columns < self.smallest_batch:
             raise SettingsError(
                 f"found a training batch of {batch} image of {h} x {w} a device and part, expected at least 2 images, "
-                f"as the pyramid's last grid has one cell; raise loop.batch or lower loop.accumulate"
+                f"as the coarsest grid has one cell; raise loop.batch or lower loop.accumulate"
             )
 
 
@@ -178,7 +183,9 @@ def ladder_parts(config: Model, classes: int) -> tuple[nn.Module, nn.Module]:
     fetch, dilated = config.weights == "timm", config.dilated is not None
     encoder: LadderDenseNet | LadderFeatures
     if config.encoder.startswith("densenet"):
-        encoder = LadderDenseNet(config.encoder, fetch, config.down, config.up, dilated, config.dropout, segments)
+        encoder = LadderDenseNet(
+            config.encoder, fetch, config.down, config.up, dilated, config.dropout, segments, config.short_units
+        )
     else:
         encoder = LadderFeatures(config.encoder, fetch, config.down, config.up, dilated)
     expected = [config.up * 2**i for i in range((config.down // config.up).bit_length())]
@@ -194,6 +201,7 @@ def ladder_parts(config: Model, classes: int) -> tuple[nn.Module, nn.Module]:
         config.depthwise,
         segments,
         config.auxiliary,
+        config.spp,
     )
     return encoder, decoder
 

@@ -145,12 +145,14 @@ def strides(
     yield_cores()
     from train.distributed import enough_memory, join  # torch takes a second to import: --help does without
     from train.inference import load_model, views_of
+    from train.models.ladder import LadderModel
     from train.strides import draw, score_strides, spread, strides_of
 
     run, target = _open(folder, shard_set, split)
     rungs = strides_of(run.recipe)
     with join(device) as world, enough_memory(REMEDY):
         model, step = load_model(run, world.device, not moving_norms)
+        assert isinstance(model, LadderModel)
         samples = min(limit or target.samples, target.samples)
         drawn = spread(samples, count)
         indices = range(samples) if scores else drawn
@@ -168,13 +170,15 @@ def strides(
             facts = _facts(run, target, step, samples, not moving_norms)
             say(f"{_table('stride', {str(s): found[s] for s in rungs})}\n{_told(facts)}", quiet)
             _write_json(json_file, {**facts, "strides": [{"stride": s, **found[s]} for s in rungs]})
-        say(f"{len(drawn)} pictures, strides {', '.join(map(str, rungs))}: {out}", quiet)
+        say(f"pictures of {len(drawn)} samples, strides {', '.join(map(str, rungs))}: {out}", quiet)
 
 
 def parse_units(text: str | None) -> list[int] | Literal["all"] | None:
     """ "0,4,8" as numbers, "all" as itself; raises SettingsError."""
-    if text is None or text == "all":
-        return text
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
         raise SettingsError(f'--units {text!r}: expected whole numbers from 0 such as 0,4,8, or "all"')

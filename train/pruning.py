@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-from timm.models import dpn, regnet, resnet, resnetv2
+from timm.models import dpn, regnet, resnet
 from torch import Tensor, nn
 
 from shards.errors import SettingsError
@@ -23,27 +23,26 @@ from train.distributed import World
 from train.evaluate import Split, Watcher, evaluate
 from train.inference import Views
 from train.models.ladder.densenet import DenseUnit
-from train.models.segmentation import SegmentationModel
 
 # By the class of a unit, the layers in front of the concatenation or the sum. A unit may lack some (None).
 LAST: dict[type[nn.Module], tuple[str, ...]] = {
     DenseUnit: ("conv2",),
     resnet.BasicBlock: ("bn2", "se"),
     resnet.Bottleneck: ("bn3", "se"),
-    resnetv2.PreActBottleneck: ("conv3",),
     regnet.Bottleneck: ("conv3",),
     dpn.DualPathBlock: ("c1x1_c", "c1x1_c1", "c1x1_c2"),
 }
 
 
-def units_of(model: SegmentationModel) -> list[tuple[str, nn.Module]]:
+def units_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The encoder's units with their names in the network, the last first.
 
     Raises:
         SettingsError: the encoder has none that this module knows.
     """
-    parts = model.encoder.named_modules(prefix="encoder")
-    found = [(name, part) for name, part in parts if isinstance(part, tuple(LAST))]
+    encoder = model.get_submodule("encoder")
+    kinds = tuple(LAST)
+    found = [(name, part) for name, part in encoder.named_modules(prefix="encoder") if isinstance(part, kinds)]
     if not found:
         raise SettingsError(
             "found no units to prune in this run's encoder, expected a ladder over a DenseNet, or any network over one "
@@ -53,7 +52,7 @@ def units_of(model: SegmentationModel) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def pruned(model: SegmentationModel, count: int) -> Iterator[None]:
+def pruned(model: nn.Module, count: int) -> Iterator[None]:
     """Inside, the last `count` units of the encoder give zeros; afterwards the network is as it was.
 
     Raises:
@@ -85,7 +84,7 @@ def counts_of(wanted: Sequence[int] | Literal["all"] | None, total: int) -> list
 
 
 def score_pruned(
-    model: SegmentationModel,
+    model: nn.Module,
     counts: Sequence[int],
     split: Split,
     views: Views,

@@ -18,13 +18,17 @@ EMBEDDING_ONLY = {
 }  # fmt: skip
 LADDER_ONLY = {
     "model": {
-        "down", "up", "spp", "spp_width", "short_units", "ladder_residual", "depthwise", "dilated", "auxiliary",
-        "segments",
+        "down", "up", "spp", "spp_width", "short_units", "split_block", "ladder_residual", "depthwise", "dilated",
+        "auxiliary", "segments",
     },
     "loss": {"aux_weight", "aux_targets"},
 }  # fmt: skip
 # Settings that came after runs had been stored: at their default they are not stored, so that old runs go on.
-ADDED_LATER = {"data": {"target_stride"}, "loss": {"aux_targets"}, "model": {"drop_path", "spp", "short_units"}}
+ADDED_LATER = {
+    "data": {"target_stride"},
+    "loss": {"aux_targets"},
+    "model": {"drop_path", "spp", "short_units", "split_block"},
+}
 COSINE_ONLY = {
     "data": {"target_stride"},
     "model": {"cosine_dim", "score", "score_scale"},

@@ -35,7 +35,7 @@ class Model(Section):
     likewise 512, 128, 256, which the paper's counts for DenseNet-161 and 169 agree with.
     spp: "paper", or what Table 9 of the paper tries for it: "square" grids, "none" (train/models/ladder/spp.py).
     short_units: a DenseNet's units go without their 1x1 where it would not narrow, as the release has them without
-    ImageNet weights.
+    ImageNet weights. split_block: with down = 64, which dense block is cut in half; 4 in the paper's Table 7.
     ladder_residual: each step's output has its resized input added (the release). depthwise: separable 3x3 in steps.
     auxiliary: logits at every step's input and at the pooled tensors, for the loss in training.
     segments: what is recomputed in backward instead of being held (the paper's Table 11; "none": nothing).
@@ -65,6 +65,7 @@ class Model(Section):
     auxiliary: bool = True
     spp: Literal["paper", "square", "none"] = "paper"
     short_units: bool = False
+    split_block: Literal[3, 4] = 3
     cosine_dim: Annotated[Annotated[int, Field(ge=2, le=8192)] | None, BeforeValidator(off)] = None
     score: Literal["standardised", "scaled"] = "standardised"
     score_scale: Positive = 1.0
@@ -114,6 +115,8 @@ class Model(Section):
         return self._encoder_misfit()
 
     def _encoder_misfit(self) -> str | None:
+        if self.split_block != 3 and (self.down != 64 or not self.encoder.startswith("densenet")):
+            return "model.split_block = 4: expected model.down = 64 and a DenseNet, or 3"
         if self.encoder.startswith("densenet"):
             if self.short_units and self.weights != "none":
                 return f'model.short_units = true with model.weights = "{self.weights}": expected weights = "none"'

@@ -156,6 +156,18 @@ def test_short_units_are_recomputed_like_others(segments: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_the_older_variant_halves_the_last_block() -> None:
+    """Table 7's s4: DB3 whole, at stride 16, and DB4 cut after 8 of its 16 units."""
+    with torch.device("meta"):
+        encoders = [build_model(Model(arch="ladder", encoder="densenet121", split_block=n), 5).encoder for n in (3, 4)]
+    assert [encoder.strides for encoder in encoders] == [[4, 8, 16, 32, 64]] * 2
+    assert [encoder.channels for encoder in encoders] == [[256, 512, 640, 1024, 1024], [256, 512, 1024, 768, 1024]]
+    assert [[len(block.units) for block in encoder.blocks] for encoder in encoders] == [
+        [6, 12, 12, 12, 16],
+        [6, 12, 24, 8, 8],
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -164,6 +176,8 @@ def test_short_units_are_recomputed_like_others(segments: str) -> None:
         ({"spp": "pspnet"}, "spp"),
         ({"short_units": True}, "model.short_units = true: expected false with a ladder over mobilenetv3_small_050"),
         ({"short_units": True, "encoder": "densenet121", "weights": "timm"}, 'expected weights = "none"'),
+        ({"split_block": 4}, "model.split_block = 4: expected model.down = 64 and a DenseNet"),
+        ({"split_block": 4, "encoder": "densenet121"}, "model.split_block = 4: expected model.down = 64"),
         ({"arch": "linear", "down": None, "up": None, "spp": "none"}, 'expected model.arch = "ladder"'),
     ],
 )
@@ -175,7 +189,7 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
 
 def test_stored_ladder_recipes_are_those_from_before() -> None:
     usual = ladder().to_dict()["model"]
-    assert {"spp", "short_units"}.isdisjoint(usual)
+    assert {"spp", "short_units", "split_block"}.isdisjoint(usual)
     other = ladder(model={**LADDER["model"], "spp": "none"}).to_dict()
     assert other["model"] == {**usual, "spp": "none"}
     assert Recipe.model_validate(other).model.spp == "none"

@@ -186,6 +186,7 @@ class LadderDenseNet(nn.Module):
         segments: what is recomputed in backward (units.SEGMENTS).
         short_units: units whose input is no wider than their 1x1's output go without it, as the release has them
             where it does not load ImageNet weights (which have no place for such a 3x3).
+        split: with `down` = 64, the block that is cut in half: 3, or 4 as in the paper's older variant "s4" (Table 7).
 
     Raises:
         ValueError: a DenseNet with another stem ("densenetblur121d").
@@ -201,6 +202,7 @@ class LadderDenseNet(nn.Module):
         dropout: float = 0.0,
         segments: frozenset[str] = frozenset(),
         short_units: bool = False,
+        split: int = 3,
     ) -> None:
         super().__init__()
         self.segments, self.finest = segments, finest
@@ -209,7 +211,7 @@ class LadderDenseNet(nn.Module):
             raise ValueError("its stem is not a 7x7 convolution and a max-pool")
         self.stem = Stem(layers.conv0, layers.norm0, 1 if down == 16 and not dilated else 2)
         rates = {16: (1, 1, 1, 2), 8: (1, 1, 2, 4)}[down] if dilated else (1, 1, 1, 1)
-        splits = () if dilated else SPLITS[down]
+        splits = () if dilated else (split,) if down == 64 else SPLITS[down]
         self.blocks, self.downs = nn.ModuleList(), nn.ModuleList()
         for number, rate in enumerate(rates, 1):
             given = layers.get_submodule(f"denseblock{number}").values()

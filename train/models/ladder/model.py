@@ -184,7 +184,15 @@ def ladder_parts(config: Model, classes: int) -> tuple[nn.Module, nn.Module]:
     encoder: LadderDenseNet | LadderFeatures
     if config.encoder.startswith("densenet"):
         encoder = LadderDenseNet(
-            config.encoder, fetch, config.down, config.up, dilated, config.dropout, segments, config.short_units
+            config.encoder,
+            fetch,
+            config.down,
+            config.up,
+            dilated,
+            config.dropout,
+            segments,
+            config.short_units,
+            config.split_block,
         )
     else:
         encoder = LadderFeatures(config.encoder, fetch, config.down, config.up, dilated)

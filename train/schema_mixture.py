@@ -33,6 +33,7 @@ class Source(Section):
     share: how many parts of a cycle it has, against the other sources' shares: 4 and 4; 3, 3 and 2; 0.7 and 0.3.
     crop, rescale: those of [augment] where not given.
     known: classes that can be wrong here: "own", those of the source's own class table, or "all" of the run's.
+    attention: whether its image labels train attentive scores too (loss.attention_weight) and fill the memory.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
@@ -42,6 +43,7 @@ class Source(Section):
     crop: Annotated[Size | None, BeforeValidator(off)] = None
     rescale: Annotated[Range | None, BeforeValidator(off)] = None
     known: Literal["own", "all"] = "own"
+    attention: bool = True
 
 
 class Mixture(Section):

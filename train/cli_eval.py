@@ -13,6 +13,7 @@ from shards.terminal import Progress, main_of, say
 from train.threads import yield_cores
 
 if TYPE_CHECKING:
+    from train.class_match import Missing
     from train.distributed import World
     from train.evaluate import Split
     from train.inference import Views
@@ -23,7 +24,20 @@ EPILOG = """\b
 Example:
   seg-eval --run runs/demo --shards data/demo --split val
   seg-eval --run runs/demo --shards data/demo --split val --scales 0.75,1,1.25 --flip --json scores.json
+  seg-eval --run runs/larvseg --shards data/ade20k --base data/cocostuff
 """
+CLASSES = (
+    "What may be answered: shards, classes that the shard set has (by name); run, all of the run's, where others than "
+    "the shard set's are wrong; or the classes of another shard set, or of a file with one name a line."
+)
+MISSING = (
+    "Classes of the shard set that cannot be answered: refuse to score; count their pixels as wrong; or leave-out "
+    "their pixels and them."
+)
+BASE = (
+    "Base classes, for scores of base and novel ones: a file with one name a line, or a shard set. Default: the run's."
+)
+MAP = "Further pairs of classes, run to shard set: a TSV of wnid and class (seg-prep map), or of from and to."
 
 
 def parse_scales(text: str | None) -> tuple[float, ...] | None:
@@ -50,6 +64,10 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--input-scale", help="Scale of the image that the network is shown: 1, 1/4. Default: the recipe's.")
 @click.option("--moving-norms", is_flag=True, help="Leave aside the BatchNorm statistics that seg-norms has made.")
+@click.option("--classes", default="shards", show_default=True, metavar="shards|run|PATH", help=CLASSES)
+@click.option("--missing", type=click.Choice(["refuse", "count", "leave-out"]), default="refuse", help=MISSING)
+@click.option("--map", "mapping", type=click.Path(path_type=Path), help=MAP)
+@click.option("--base", metavar="PATH", help=BASE)
 @click.option("--limit", type=click.IntRange(1), help="Score the first so many samples only.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
@@ -63,28 +81,37 @@ def command(
     device: str,
     input_scale: str | None,
     moving_norms: bool,
+    classes: str,
+    missing: Missing,
+    mapping: Path | None,
+    base: str | None,
     limit: int | None,
     quiet: bool,
 ) -> None:
-    """Score a run on a split, at full source resolution; print a table and write a report with pictures."""
+    """Score a run on a split, at full source resolution; print a table and write a report with pictures.
+
+    The shard set may have other classes than the run; they are matched by name.
+    """
     factors = parse_scales(scales)
     yield_cores()
     from train.distributed import enough_memory, join  # torch takes a second to import: --help does without
-    from train.evaluate import open_for_scoring
     from train.inference import views_of
     from train.run import open_run
+    from train.targets import Choice, facts_of, open_target, told
 
     run = open_run(folder)
     shown = input_scale or run.recipe.eval.input_scale
-    target = open_for_scoring(shard_set, split, shown, run.classes, f"run {folder}")
+    choice = Choice(classes, missing, mapping, base)
+    target = open_target(run, shard_set, split, shown, choice)
     with join(device) as world, enough_memory("use smaller --scales or --input-scale, or --device cpu"):
         views = views_of(run.recipe, world.device, factors, flip)
         place = report or folder / f"report-{split}"
-        result, page = _evaluate(run, target, views, world, place, limit, quiet, not moving_norms)
+        facts = facts_of(target, run.classes, choice)
+        result, page = _evaluate(run, target, views, world, place, limit, quiet, not moving_norms, facts)
         if not world.first:
             return
         say(_table(result), quiet)
-        say(f"BatchNorm statistics: {result['norms']}", quiet)
+        say("\n".join([*told(target, run.classes, choice), f"BatchNorm statistics: {result['norms']}"]), quiet)
         say(f"report: {page}", quiet)
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +127,9 @@ def _evaluate(
     limit: int | None,
     quiet: bool,
     exact_norms: bool = True,
+    facts: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Score, and write the report on rank 0."""
+    """Score, and write the report on rank 0; the result also holds `facts`."""
     from train.checkpoint import norms_of
     from train.evaluate import Example, evaluate
     from train.inference import load_model
@@ -111,7 +139,7 @@ def _evaluate(
     model, step = load_model(run, world.device, exact_norms)
     total = min(limit or target.samples, target.samples)
     mine = len(range(world.rank, total, world.size))
-    gallery = Gallery(folder, run.classes, mine) if world.first else None
+    gallery = Gallery(folder, target.classes, mine) if world.first else None
     with Progress(mine, "images", quiet or not world.first) as progress:
 
         def watch(example: Example, prediction: Any) -> None:
@@ -134,22 +162,27 @@ def _evaluate(
         "scales": list(views.scales),
         "flip": views.flip,
         "input_scale": target.input_scale,
+        **(facts or {}),
     }
     if gallery is None:
         return result, folder
     title = f"{run.recipe.name} on {target.manifest.dataset} {target.name}"
-    return result, write_report(folder, title, result, run.classes, gallery.keys, read_log(run.folder))
+    return result, write_report(folder, title, result, target.classes, gallery.keys, read_log(run.folder))
 
 
 def _table(result: dict[str, Any]) -> str:
     """IoU of each class and the means, for people."""
     from train.report import per_cent
 
-    width = max(14, *(len(name) for name in result["per_class"]))
+    width = max(14 + ("miou_novel" in result), *(len(name) for name in result["per_class"]))
+    group = {name: f"  {which}" for name, which in result.get("per_class_group", {}).items()}
     lines = [f"{'class':<{width}}     IoU"]
-    lines += [f"{name:<{width}}  {per_cent(score):>6}" for name, score in result["per_class"].items()]
+    for name, score in result["per_class"].items():
+        lines.append(f"{name:<{width}}  {per_cent(score):>6}{group.get(name, '')}")
     for name, text in (
         ("miou", "mean IoU"),
+        ("miou_base", "mean IoU, base"),
+        ("miou_novel", "mean IoU, novel"),
         ("pixel_accuracy", "pixel accuracy"),
         ("mean_accuracy", "mean accuracy"),
         ("fwiou", "fw IoU"),

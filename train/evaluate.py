@@ -4,24 +4,29 @@
 
 Scores compare the prediction at the source's size with the hard label of scale 1. The network is shown the source
 image, or the image at `input_scale`: the stored one where there is one, else made with the shard set's own filter.
+
+A shard set may have other classes than the run (train/class_match.py): an answer then counts as the shard set's class
+of that name, and one that the shard set does not have is wrong wherever it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import shards
 from shards.classes import ClassTable
 from shards.errors import FormatError
 from shards.manifest import Manifest, load_manifest
+from train.class_match import Answers, Bools, Rule, match
 from train.distributed import World
 from train.inference import Views, as_label, covered, predict
 from train.metrics_split import SplitMetrics
@@ -60,12 +65,16 @@ class Split:
         manifest: its manifest.
         name: the split's name.
         input_scale: the scale that the network is shown.
+        answers: how a run with other classes answers; None: its classes are the shard set's.
+        base: bool [C], the classes that the run has seen with pixel labels, for scores by group; None: not known.
     """
 
     path: Path
     manifest: Manifest
     name: str
     input_scale: str
+    answers: Answers | None = None
+    base: Bools | None = None
 
     @property
     def classes(self) -> ClassTable:
@@ -103,21 +112,43 @@ class Split:
         return Example(sample.key, shown, sample.image, sample.hard, sample.instances)
 
 
-def open_for_scoring(path: Path, split: str, input_scale: str, classes: ClassTable, whose: str) -> Split:
+def open_for_scoring(
+    path: Path,
+    split: str,
+    input_scale: str,
+    classes: ClassTable,
+    whose: str,
+    rule: Rule | None = None,
+    base: Bools | None = None,
+) -> Split:
     """A split to be scored by a network that knows `classes`.
 
+    Args:
+        path: the shard set.
+        split: the split's name.
+        input_scale: the scale that the network is shown.
+        classes: the network's, R of them.
+        whose: the network in messages.
+        rule: how classes are matched where the shard set has others; None: they must be equal.
+        base: bool [R], the network's classes that were annotated with pixels, where the run tells them apart.
+
     Raises:
-        UserError: no shard set, no such split, no labels, scale 1 not stored, other classes than the network's, or an
-            input scale that is none or that the filter cannot make.
+        UserError: no shard set, no such split, no labels, scale 1 not stored, other classes than the network's that
+            the rule does not allow, or an input scale that is none or that the filter cannot make.
         FormatError: its manifest is broken.
     """
     manifest = load_manifest(path)
-    check_classes(whose, classes, path, manifest.class_table)
+    if rule is None:
+        check_classes(whose, classes, path, manifest.class_table)
     check_split(path, manifest, split)
     check_scales(path, manifest, split, ["1"])
     scale = shards.Scale.parse(input_scale)
     scale.size(1, 1, manifest.filter)  # refuses what the filter cannot make
-    return Split(path, manifest, split, str(scale))
+    opened = Split(path, manifest, split, str(scale), base=base)
+    if rule is None or (classes.digest == opened.classes.digest and rule == Rule()):
+        return opened
+    answers = match(classes, opened.classes, rule, whose, path)
+    return replace(opened, answers=answers, base=None if base is None else answers.of_run(base, len(opened.classes)))
 
 
 def evaluate(
@@ -136,21 +167,52 @@ def evaluate(
         views: scales and flip.
         world: this process among all.
         limit: score the first so many samples only.
-        watch: called with every example of this rank and its prediction.
+        watch: called with every example of this rank and its prediction, in the shard set's classes: void where the
+            answer is none of them. Pixels that are not scored are void in the example's label.
 
     Returns:
         The scores as plain values, and the number of samples.
     """
     model.eval()
-    metrics = SplitMetrics(split.classes, split.manifest.protocol, world.device)
+    outside = split.answers is not None
+    metrics = SplitMetrics(split.classes, split.manifest.protocol, world.device, outside, split.base)
+    answer = Answering(model, split, views, world.device)
     total = split.samples if limit is None else min(split.samples, limit)
     for example in split.examples(range(world.rank, total, world.size)):
-        h, w = example.hard.shape
-        extent = covered((h, w), split.input_scale, split.manifest.filter)
-        prediction = predict(model, example.shown, (h, w), views, world.device, extent)
-        metrics.update(prediction, example.hard, example.instances)
+        prediction, scored = answer(example)
+        metrics.update(prediction, scored.hard, scored.instances)
         if watch is not None:
-            watch(example, as_label(prediction))
+            watch(scored, as_label(prediction.masked_fill(prediction == len(split.classes), shards.IGNORE)))
     for table in metrics.tables():
         table.copy_(world.sum_counts(table))
     return metrics.to_dict(), total
+
+
+class Answering:
+    """A network's answers on the samples of a split, in the shard set's classes.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        split: the split.
+        views: scales and flip.
+        device: where to compute.
+    """
+
+    def __init__(self, model: nn.Module, split: Split, views: Views, device: torch.device) -> None:
+        self.model, self.split, self.views, self.device = model, split, views, device
+        answers = split.answers
+        self._place = None if answers is None else torch.from_numpy(answers.place).to(device)  # [R]
+        allowed = answers and answers.allowed
+        self._options = {} if allowed is None else {"classes": torch.from_numpy(allowed).to(device)}
+        self._kept = np.arange(shards.IGNORE + 1, dtype=np.uint16)  # labels as they are scored
+        if answers is not None:
+            self._kept[answers.left_out] = shards.IGNORE
+
+    def __call__(self, example: Example) -> tuple[Tensor, Example]:
+        """int64 [H, W], classes 0..C-1, or C for an answer that is none of them; and the sample as it is scored."""
+        h, w = example.hard.shape
+        extent = covered((h, w), self.split.input_scale, self.split.manifest.filter)
+        prediction = predict(self.model, example.shown, (h, w), self.views, self.device, extent, **self._options)
+        if self._place is None:
+            return prediction, example
+        return self._place[prediction], replace(example, hard=self._kept[example.hard])

@@ -159,7 +159,8 @@ def per_cent(score: float | None) -> str:
 
 def _score_rows(result: dict[str, Any]) -> str:
     names = {
-        "miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy",
+        "miou": "mean IoU", "miou_base": "mean IoU, base classes", "miou_novel": "mean IoU, novel classes",
+        "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy",
         "fwiou": "frequency-weighted IoU", "category_miou": "mean category IoU", "iiou": "mean iIoU",
         "category_iiou": "mean category iIoU",
     }  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.test_distributed import free_port
 from train.models.recompute import recompute
@@ -95,6 +97,90 @@ def test_three_steps_are_the_same_bits(whole: bool, bf16: bool) -> None:
     assert int(direct.layers[0].norm.num_batches_tracked) == 3  # type: ignore[union-attr,arg-type]
 
 
+def test_statistics_are_taken_once_and_the_last_layer_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward's pass normalises by what the first one has found, and stops where nothing more is needed."""
+    taken, real = [], torch.native_batch_norm
+
+    def counted(*args: Any) -> Any:
+        taken.append(args[5])  # by the batch's own statistics?
+        return real(*args)
+
+    monkeypatch.setattr(torch, "native_batch_norm", counted)
+    net = Net(True)
+    with Convolutions() as convolutions:
+        output = net(torch.randn(2, 3, 8, 8))
+        assert (taken, convolutions.seen) == ([True] * 6, 6)
+        output.sum().backward()
+    assert taken[6:] == [False] * 6
+    assert convolutions.seen == 6 + 3  # the narrow ones alone
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts those of forward passes."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += func is torch.ops.aten.convolution.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "no scale", "no running statistics", "float64", "channels last"])
+def test_norms_of_any_kind_are_the_same_bits(kind: str) -> None:
+    """Those in bfloat16 take their statistics twice, the others once."""
+    found = []
+    for whole in (None, True, False):
+        net = Net(whole)
+        for name, part in list(net.named_modules()):
+            if isinstance(part, nn.BatchNorm2d) and kind.startswith("no"):
+                own = {"affine": kind != "no scale", "track_running_stats": kind == "no scale"}
+                net.get_submodule(name.rpartition(".")[0]).add_module(
+                    name.rpartition(".")[2], nn.BatchNorm2d(part.num_features, **own)
+                )
+        images = torch.randn(4, 3, 8, 10, generator=torch.Generator().manual_seed(1))
+        if kind in ("bfloat16", "float64"):
+            net, images = net.to(getattr(torch, kind)), images.to(getattr(torch, kind))
+        if kind == "channels last":
+            net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+        torch.manual_seed(2)
+        net(images).square().mean().backward()
+        found.append(state(net))
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        assert [name for name in other if not torch.equal(found[0][name], other[name])] == []
+
+
+def test_backward_twice_through_a_graph_that_is_kept() -> None:
+    layer, images = Layer(True), torch.randn(4, 3, 8, 10, requires_grad=True)
+    output = layer(images, images).square().mean()
+    first = torch.autograd.grad(output, [images, *layer.parameters()], retain_graph=True)
+    again = torch.autograd.grad(output, [images, *layer.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert int(layer.norm.num_batches_tracked) == 1  # type: ignore[arg-type]
+
+
+def test_buffers_of_other_layers_count_one_pass() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("passes", torch.zeros(()))
+            self.linear = nn.Linear(3, 3)
+
+        def body(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            return self.linear(x.sin()).exp()  # type: ignore[no-any-return]
+
+    net = Counted()
+    recompute(net.body, torch.ones(2, 3)).sum().backward()
+    assert float(net.passes) == 1  # type: ignore[arg-type]
+
+
+def test_a_norm_of_one_value_a_channel_is_torchs_error() -> None:
+    layer = Layer(True)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(torch.randn(1, 3, 1, 1), torch.randn(1, 3, 1, 1))
+
+
 def test_with_a_batch_norm_that_averages_exactly() -> None:
     """momentum None: the factor is 1 / batches seen, which a second count would change."""
     nets = [Net(None), Net(True)]
@@ -145,6 +231,26 @@ def test_compiled_without_a_break_in_the_graph() -> None:
     torch._dynamo.reset()
     same(state(steps(Net(None), wrap)), state(steps(Net(True), wrap)))
     assert held(Net(True), wrap) < 20 * 2 * 32 * 32 * 4
+
+
+def test_compiled_evaluation_is_not_checkpointed() -> None:
+    """With gradients asked for, as by whoever explains a prediction."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def kept(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def checkpoints() -> int:
+        torch._dynamo.reset()
+        graphs.clear()
+        torch.compile(net, backend=kept, fullgraph=True)(torch.randn(2, 3, 8, 8))
+        return sum("checkpoint" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+    net = Net(True)
+    assert checkpoints() == 3
+    net.eval()
+    assert checkpoints() == 0
 
 
 def ranks_agree(rank: int, port: int) -> None:

@@ -47,5 +47,6 @@ class LadderStep(nn.Module):
         """Segment "tu"."""
         beside = self.skip(joined(skip))  # [B, n, h', w']
         above = resized(below, beside.shape[-2:])
-        out: Tensor = self.blend(self.narrow(beside + above))
-        return out if self.across is None else out + self.across(above)
+        past = None if self.across is None else self.across(above)
+        out: Tensor = self.blend(self.narrow(beside + above))  # last: backward's second pass stops short of its 3x3
+        return out if past is None else out + past

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,30 @@ def to_logits(width: int, classes: int) -> NormActConv:
 def joined(features: Sequence[Tensor]) -> Tensor:
     """Maps [B, C_i, h, w] -> [B, sum of C_i, h, w]."""
     return features[0] if len(features) == 1 else torch.cat(tuple(features), 1)
+
+
+def halved(maps: Tensor) -> Tensor:
+    """Means of 2 x 2: [B, C, h, w], h and w even -> [B, C, h / 2, w / 2], as F.avg_pool2d has them.
+
+    In training it holds nothing: torch's own keeps its input until backward, which reads no more than its shape there,
+    so that a checkpointed transition would compute its convolution twice for nothing.
+    """
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and maps.requires_grad):
+        return F.avg_pool2d(maps, 2, 2)
+    out: Tensor = _Halved.apply(maps)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Halved(torch.autograd.Function):
+    """F.avg_pool2d(maps, 2, 2), and in backward a quarter of each mean's gradient to each of its four values."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps, 2, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return F.interpolate(grad * 0.25, scale_factor=2, mode="nearest")
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:

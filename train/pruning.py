@@ -30,7 +30,7 @@ LAST: dict[type[nn.Module], tuple[str, ...]] = {
     resnet.BasicBlock: ("bn2", "se"),
     resnet.Bottleneck: ("bn3", "se"),
     regnet.Bottleneck: ("conv3",),
-    dpn.DualPathBlock: ("c1x1_c", "c1x1_c1", "c1x1_c2"),
+    dpn.DualPathBlock: ("c1x1_c",),  # convolutions without bias may follow
 }
 
 

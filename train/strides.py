@@ -31,7 +31,7 @@ from train.models.ladder import LadderModel
 
 U8 = npt.NDArray[np.uint8]
 Watcher = Callable[[int, Example, dict[int, torch.Tensor]], None]
-COLUMNS = 4  # panels beside each other
+COLUMNS = 4  # panels beside each other, at most
 CAPTION, GAP = 22, 4  # pixels above each panel, and between two
 PAPER, INK = 255, (30, 30, 30)
 
@@ -135,10 +135,10 @@ def draw(folder: Path, example: Example, labels: Mapping[int, torch.Tensor], cla
 
 
 def sheet(panels: Mapping[str, U8]) -> U8:
-    """Pictures uint8 [H, W, 3] of one size under their captions, COLUMNS beside each other, row by row."""
+    """Pictures uint8 [H, W, 3] of one size under their captions, row by row."""
     h, w = next(iter(panels.values())).shape[:2]
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // COLUMNS)
+    columns = -(-len(panels) // rows)
     out = np.full((rows * (CAPTION + h), columns * (w + GAP) - GAP, 3), PAPER, np.uint8)
     for place, (caption, panel) in enumerate(panels.items()):
         y, x = place // columns * (CAPTION + h), place % columns * (w + GAP)

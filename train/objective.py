@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from train.config import Loss, Recipe
 from train.losses import (
+    CosineLoss,
     LadderLoss,
     build_loss,
     margin_regulariser,
@@ -77,7 +78,9 @@ def build_objective(recipe: Recipe) -> nn.Module:
     if model.arch == "ladder" and model.auxiliary:
         strides = [stride for stride in (128, 64, 32, 16, 8, 4) if model.up < stride <= model.down]
         return LadderLoss(build_loss(loss), strides, model.down, loss.aux_weight, loss.aux_targets == "soft")
-    return build_loss(loss) if model.head == "dense" else EmbeddingLoss(loss)
+    losses: dict[str, Callable[[Loss], nn.Module]]
+    losses = {"dense": build_loss, "embedding": EmbeddingLoss, "cosine": CosineLoss}
+    return losses[model.head](loss)
 
 
 def rows_of(planes: Tensor) -> Tensor:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import Recipe
-from train.models import Embedded, SegmentationModel, build_model
+from train.losses import soft_cross_entropy
+from train.losses.cosine import dense_scores, rows_of, steep_rows
+from train.models import Cosined, Embedded, SegmentationModel, build_model
 from train.objective import build_objective
 
 MEASURED = 512  # side, in pixels, of the square on which multiply-adds are counted
@@ -131,7 +133,7 @@ def make_plan(
         size=size,
         weights_memory=held + 4 * parameters,
         optimiser_memory=4 * parameters * states,
-        activation_memory=saved_bytes(model, _loss(recipe), (per_device, *size)),
+        activation_memory=saved_bytes(model, _loss(recipe), (per_device, *size), recipe.data.target_stride),
         samples=dict(samples),
     )
 
@@ -142,11 +144,15 @@ def _loss(recipe: Recipe) -> nn.Module:
 
 
 class KeepsGradients(nn.Module):
-    """Stands in for the losses of an embedding head, which search and so need numbers: like them it keeps, from forward
-    to backward, the gradients of pixels and table and nothing of the candidates (train/losses/rows.py)."""
+    """Stands in for the losses of an embedding or a cosine head, which look at numbers: like them it keeps, from
+    forward to backward, the gradients of pixels and table and nothing of the candidates (train/losses/rows.py).
+    Targets finer than a cosine head's features need dense scores besides."""
 
-    def forward(self, output: Embedded, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        rows = output.pixels.permute(0, 2, 3, 1).reshape(-1, output.pixels.shape[1])
+    def forward(self, output: Embedded | Cosined, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(output, Cosined) and ids.shape[2] > output.features.shape[2]:
+            scores = dense_scores(output, output.table, (ids.shape[2], ids.shape[3]))
+            return soft_cross_entropy(scores, ids, weights)
+        rows = steep_rows(output, output.table) if isinstance(output, Cosined) else rows_of(output.pixels)
         kept = [torch.empty_like(tensor.detach()) for tensor in (rows, output.table)]
         return (rows * kept[0]).sum() + (output.table * kept[1]).sum(), weights.sum()
 
@@ -160,15 +166,17 @@ def multiply_adds(model: SegmentationModel) -> float:
     return int(counter.get_total_flops()) / 2 / (MEASURED * MEASURED / 1e6)
 
 
-def saved_bytes(model: SegmentationModel, loss: nn.Module, shape: tuple[int, int, int]) -> int:
+def saved_bytes(model: SegmentationModel, loss: nn.Module, shape: tuple[int, int, int], target_stride: int = 1) -> int:
     """Bytes that a training step's forward pass saves for its backward pass, parameters left out.
 
     Args:
         model: a network on the meta device.
         loss: the recipe's.
         shape: (batch, height, width).
+        target_stride: pixels of the images for a cell of the targets, along each side.
     """
     batch, h, w = shape
+    cells = (-(-h // target_stride), -(-w // target_stride))
     own = {_storage(t) for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, Any] = {}  # by storage, kept alive so that no address is used twice
 
@@ -179,8 +187,8 @@ def saved_bytes(model: SegmentationModel, loss: nn.Module, shape: tuple[int, int
 
     model.train()
     images = torch.empty(batch, 3, h, w, device="meta")
-    ids = torch.zeros(batch, PLANES, h, w, dtype=torch.int32, device="meta")
-    weights = torch.ones(batch, PLANES, h, w, device="meta")
+    ids = torch.zeros(batch, PLANES, *cells, dtype=torch.int32, device="meta")
+    weights = torch.ones(batch, PLANES, *cells, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss(model(images), ids, weights)
     return sum(storage.nbytes() for storage in saved.values())

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from shards.errors import SettingsError, UserError
 from train.config import Loss, Model
+from train.models.cosine import ClassVectors, CosineModel, Gamma, project
 from train.models.embedding import ClassEmbeddings, EmbeddingModel, Temperature
-from train.models.features import FeatureMaps
+from train.models.features import PatchTokens, encoder_of
 from train.models.heads import ConcatenationHead, LinearHead
-from train.models.ladder import LadderDenseNet, LadderFeatures, LadderModel, ladder_parts
+from train.models.ladder import LadderDenseNet, Laddered, LadderFeatures, LadderModel, ladder_parts
 from train.models.norms import set_momentum, with_group_norm
 from train.models.segmentation import SegmentationModel
 from train.models.weights import load_encoder_weights
@@ -42,10 +43,13 @@ def build_model(config: Model, num_classes: int, loss: Loss | None = None) -> Se
         UserError: weights that cannot be found, fetched or fitted.
     """
     _check_encoder(config)
+    _check_options(config)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: what fails is told in one line
-    channels = config.embedding_dim if config.head == "embedding" else num_classes
+    channels = {"dense": num_classes, "embedding": config.embedding_dim, "cosine": 1}[config.head]
     try:
         encoder, decoder = _PARTS[config.arch](config, channels)
+    except SettingsError:
+        raise
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise _unusable(config, error) from error
     if config.weights not in ("none", "timm"):
@@ -56,16 +60,19 @@ def build_model(config: Model, num_classes: int, loss: Loss | None = None) -> Se
     if config.norm == "group":
         encoder, decoder = with_group_norm(encoder), with_group_norm(decoder)
     mean, std = _statistics(config)
+    width = project(decoder, config.cosine_dim) if config.head == "cosine" else 0
     pooled = config.arch in ("deeplabv3plus", "ladder") and config.norm == "batch"
     parts: dict[str, Any] = {
         "encoder": encoder,
         "decoder": decoder,
         "mean": mean,
         "std": std,
-        "multiple": _multiple(config),
+        "multiple": encoder.patch if isinstance(encoder, PatchTokens) else _multiple(config),
         "freeze_norm": config.freeze_norm,
         "smallest_batch": 2 if pooled else 1,
     }
+    if config.head == "cosine":
+        return _cosine(config, num_classes, width, parts)
     if config.arch == "ladder":
         return LadderModel(**parts)
     return SegmentationModel(**parts) if config.head == "dense" else _embedding(config, num_classes, loss, parts)
@@ -82,6 +89,13 @@ def _embedding(config: Model, num_classes: int, loss: Loss | None, parts: dict[s
     loss = loss or Loss()
     table = ClassEmbeddings(num_classes, config.embedding_dim, loss.mode == "nearest" and loss.search_every > 1)
     return EmbeddingModel(table, Temperature(loss.tau, loss.learn_tau), config.renormalise, loss.distance, **parts)
+
+
+def _cosine(config: Model, num_classes: int, width: int, parts: dict[str, Any]) -> CosineModel:
+    if config.arch == "ladder":
+        parts["decoder"] = nn.Sequential(parts["decoder"], LastLogits())
+    gamma = Gamma(config.score_scale, config.score == "standardised")
+    return CosineModel(ClassVectors(num_classes, width), gamma, config.score == "standardised", **parts)
 
 
 def _deeplabv3plus(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
@@ -116,7 +130,7 @@ def _segformer(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
 def _hrnet(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
     """HRNetV2: the four streams themselves, not the wider maps that HRNet's classifier makes of them."""
     options: dict[str, Any] = {"feature_location": ""} if config.encoder.startswith("hrnet") else {}
-    encoder = FeatureMaps(config.encoder, config.weights == "timm", **options)
+    encoder = encoder_of(config.encoder, config.weights == "timm", 32, config.drop_path, **options)
     kept = [i for i, stride in enumerate(encoder.model.feature_info.reduction()) if stride >= 4]
     channels = [encoder.channels[i] for i in kept]
     head = ConcatenationHead(channels, config.decoder_channels, num_classes, config.dropout)
@@ -124,7 +138,7 @@ def _hrnet(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _linear(config: Model, num_classes: int) -> tuple[nn.Module, nn.Module]:
-    encoder = FeatureMaps(config.encoder, config.weights == "timm", config.output_stride)
+    encoder = encoder_of(config.encoder, config.weights == "timm", config.output_stride, config.drop_path)
     return encoder, LinearHead(encoder.channels[-1], num_classes, config.dropout)
 
 
@@ -147,6 +161,14 @@ class Kept(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps at the kept indices."""
         return [maps[i] for i in self.indices]
+
+
+class LastLogits(nn.Module):
+    """What a ladder's last step says."""
+
+    def forward(self, output: Laddered) -> Tensor:
+        """[B, C, h, w], the network's own `logits`."""
+        return output.logits
 
 
 def _of_smp(encoder: str) -> bool:
@@ -172,6 +194,14 @@ def _check_encoder(config: Model) -> None:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "; give a name that timm.list_models() holds"
     raise SettingsError(f"model.encoder: no encoder named {name!r}{hint}")
+
+
+def _check_options(config: Model) -> None:
+    """What the schema cannot tell of a head and an architecture together."""
+    if config.head == "cosine" and config.arch == "ladder" and config.auxiliary:
+        raise SettingsError('model.auxiliary = true: expected false with model.head = "cosine"')
+    if config.drop_path and config.arch not in ("linear", "hrnet"):
+        raise SettingsError(f'model.drop_path = {config.drop_path}: expected 0 with model.arch = "{config.arch}"')
 
 
 def _statistics(config: Model) -> tuple[Sequence[float], Sequence[float]]:

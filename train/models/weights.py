@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards.errors import UserError
+from train.models.features import PatchTokens
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, path: str | Path) -> None:
@@ -31,6 +32,8 @@ def load_encoder_weights(encoder: nn.Module, name: str, path: str | Path) -> Non
         UserError: no such file, not a safetensors file, keys or shapes that do not fit (the first few are named).
     """
     tensors = _read(Path(path))
+    if isinstance(encoder, PatchTokens):
+        tensors = encoder.fitted(tensors)
     places = {_plain(key): key for key in encoder.state_dict()}
     found = {places[_plain(key)]: tensor for key, tensor in tensors.items() if _plain(key) in places}
     own = encoder.state_dict()

@@ -51,6 +51,12 @@ ROWS = {
     ),
     "ddn121-8-cityscapes-half": Row("densenet121", 8, 8, 448, HALF, 2975, 300, 0.25, (72.5,), {"dilated": 8, **WIDE}),
     "dn121-32-cityscapes-half": Row("densenet121", 32, 32, 448, HALF, 2975, 300, 0.25, (66.2,), WIDE),
+    "ldn121-64-4-s4-cityscapes-half": Row(
+        "densenet121", 64, 4, 448, HALF, 2975, 300, 0.25, (76.0, 44.0, 59.5), {"split_block": 4}
+    ),
+    "ldn121-64-4-s4-vistas": Row(
+        "densenet121", 64, 4, 448, (0.157, 0.628), 18_000, 300, 0.25, (73.0, 68.7, 64.7), {"split_block": 4}
+    ),
     "ldn121-32-4-camvid": Row("densenet121", 32, 4, 512, FULL, 367, 400, 0.25, (77.3,)),
     "ldn121-32-4-camvid-random": Row("densenet121", 32, 4, 512, FULL, 367, 800, 1.0, (70.9,)),
     "ldn121-16-2-camvid-half": Row("densenet121", 16, 2, 448, FULL, 367, 800, 1.0, (69.5,)),
@@ -99,7 +105,14 @@ def test_settings_are_the_papers(name: str) -> None:
     row, recipe = ROWS[name], load_recipe(name)
     model, optim, schedule, loop = recipe.model, recipe.optim, recipe.schedule, recipe.loop
     assert (model.arch, model.encoder, model.down, model.up) == ("ladder", row.encoder, row.down, row.up)
-    usual = {"spp": "paper", "spp_width": "paper", "depthwise": False, "dilated": None, "auxiliary": True}
+    usual = {
+        "spp": "paper",
+        "spp_width": "paper",
+        "depthwise": False,
+        "dilated": None,
+        "auxiliary": True,
+        "split_block": 3,
+    }
     assert {key: getattr(model, key) for key in usual} == {**usual, **row.settings}
     assert model.segments == ("unit+stem+td+tu" if row.encoder.startswith("densenet") else "none")
     assert model.weights == ("none" if row.encoder_lr == 1.0 else "timm")
@@ -111,9 +124,11 @@ def test_settings_are_the_papers(name: str) -> None:
     assert (schedule.name, schedule.unit, schedule.min_lr) == ("cosine", "epoch", 1e-6)
     assert loop.batch == 16
     assert abs(loop.steps * 16 - row.epochs * row.images) < 16
-    assert recipe.eval.input_scale == ("1/2" if row.rescale == HALF else "1")
-    split = "test" if "camvid" in name else "val"
-    assert [(e.value, e.split, e.metric) for e in recipe.expected] == [(value, split, "miou") for value in row.scores]
+    assert (loop.accumulate, recipe.mixture) == (1, None)
+    assert recipe.eval.input_scale == {FULL: "1", HALF: "1/2"}.get(row.rescale, "1/3")
+    splits = {"camvid": "test", "kitti": "train"}
+    assert [(e.value, e.metric) for e in recipe.expected] == [(value, "miou") for value in row.scores]
+    assert all(e.split == splits.get(e.dataset, "val") for e in recipe.expected)
     assert not row.scores or str(row.scores[0]) in recipe.description
 
 

@@ -7,7 +7,7 @@ K = 1). Void has no plane: it shows as weights that sum to less than 1, and a ce
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -64,25 +64,31 @@ class Item:
         image: uint8 [3, H, W].
         targets: of H x W cells.
         allowed: bool [C], which classes are candidates of the loss here; None: all (`loss.lvis_negatives`).
+        source: of a mixture (index into recipe.mixture.sources).
+        tags: int64 [t], the classes that an image of an image-level source shows, rising; None: it has pixel labels.
     """
 
     key: str
     image: npt.NDArray[np.uint8]
     targets: Targets
     allowed: npt.NDArray[np.bool_] | None = None
+    source: int = 0
+    tags: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples stacked; tensors as in `Item`, with a leading batch axis.
+    """Samples stacked; tensors as in `Item`, with a leading batch axis. All are of one source.
 
     Args:
         images: uint8 [B, 3, H, W].
-        ids: int32 [B, K, H, W].
-        weights: float32 [B, K, H, W].
+        ids: int32 [B, K, h, w]; h x w is H x W, or the coarser grid of data.target_stride; 0 x 0 where there are tags.
+        weights: float32 [B, K, h, w].
         keys: the samples' keys, in order.
         capped: cells of the batch whose lightest classes were left out.
         allowed: bool [B, C], or None.
+        source: of a mixture (index into recipe.mixture.sources).
+        tags: int64 [T, 2] of an image-level source, rows (image in the batch, class), rising; None: pixel labels.
     """
 
     images: torch.Tensor
@@ -91,6 +97,13 @@ class Batch:
     keys: tuple[str, ...]
     capped: int = 0
     allowed: torch.Tensor | None = None
+    source: int = 0
+    tags: torch.Tensor | None = None
+
+    @property
+    def untagged(self) -> int:
+        """Images of an image-level source without any tag."""
+        return 0 if self.tags is None else len(self.keys) - len(self.tags[:, 0].unique())
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device` (asynchronous from pinned memory)."""
@@ -102,8 +115,14 @@ class Batch:
 
     def _each(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         images, ids, weights = (move(tensor) for tensor in (self.images, self.ids, self.weights))
-        allowed = None if self.allowed is None else move(self.allowed)
-        return Batch(images, ids, weights, self.keys, self.capped, allowed)
+        allowed, tags = (None if tensor is None else move(tensor) for tensor in (self.allowed, self.tags))
+        return replace(self, images=images, ids=ids, weights=weights, allowed=allowed, tags=tags)
+
+
+# Of an image whose places nobody knows: no cell at all.
+NOWHERE = Targets(
+    np.zeros((0, 0), np.uint16), np.zeros(0, np.int32), np.zeros((1, 0), np.int32), np.zeros((1, 0), np.float32)
+)
 
 
 def targets_of(soft: shards.SoftLabel, void: VoidRule = "mask", most: int = 8) -> Targets:
@@ -150,7 +169,7 @@ def collate(items: Sequence[Item]) -> Batch:
     if len(sizes) > 1:
         found = ", ".join(f"{h}x{w}" for h, w in sizes[:3])
         raise SettingsError(f"samples of sizes {found} share a batch: set augment.crop = [height, width]")
-    shape = (len(items), max(item.targets.planes for item in items), *sizes[0])
+    shape = (len(items), max(item.targets.planes for item in items), *items[0].targets.base.shape)
     ids, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     for index, item in enumerate(items):
         item.targets.fill(ids[index], weights[index])
@@ -162,7 +181,18 @@ def collate(items: Sequence[Item]) -> Batch:
         keys=tuple(item.key for item in items),
         capped=sum(item.targets.capped for item in items),
         allowed=torch.from_numpy(np.stack(allowed)) if len(allowed) == len(items) else None,
+        source=items[0].source,
+        tags=_tags(items),
     )
+
+
+def _tags(items: Sequence[Item]) -> torch.Tensor | None:
+    """The items' tags, int64 [T, 2], rows (item, class); None where they have pixel labels."""
+    found = [(index, item.tags) for index, item in enumerate(items) if item.tags is not None]
+    if not found:
+        return None
+    rows = [np.stack([np.full(len(tags), index, np.int64), tags], 1) for index, tags in found]
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def planar(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from train.config import Recipe
     from train.loop import Summary, Trainer
     from train.run import Run
-    from train.sources import Sources
+    from train.sources import MixedSources, Sources
     from train.start import Start
 
 EPILOG = """\b
@@ -32,12 +32,14 @@ Example:
   seg-train --shards data/demo --recipe demo --out runs/demo --set optim.lr=0.01 --set loop.steps=500
   seg-train --shards data/demo --out runs/demo --resume
   seg-train --shards data/mine --recipe demo --out runs/mine --start runs/demo
+  seg-train --shards pixels=data/cocostuff --shards tags=data/ade20k --recipe larvseg-wa150 --out runs/larvseg
   torchrun --nproc-per-node 4 --no-python seg-train --shards data/demo --recipe demo --out runs/demo
 """
+SHARDS = "A shard set; may be repeated. A recipe with a mixture: NAME=DIR, NAME one of its sources."
 
 
 @click.command(epilog=EPILOG)
-@click.option("--shards", "paths", multiple=True, type=click.Path(path_type=Path), help="A shard set; may be repeated.")
+@click.option("--shards", "words", multiple=True, metavar="[NAME=]DIR", help=SHARDS)
 @click.option("--recipe", "recipe_name", help="A recipe's name (see --list) or a TOML file.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting of the recipe.")
@@ -48,7 +50,7 @@ Example:
 @click.option("--dry-run", is_flag=True, help="Print the plan (model, cost, memory, samples) and exit.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
-    paths: tuple[Path, ...],
+    words: tuple[str, ...],
     recipe_name: str | None,
     out: Path | None,
     overrides: tuple[str, ...],
@@ -62,7 +64,7 @@ def command(
     """Train a network on one or several shard sets, as a recipe says."""
     if listing:
         return _list()
-    if not paths:
+    if not words:
         raise click.UsageError("Missing option '--shards': a folder that seg-prep has made.")
     if out is None and not dry_run:
         raise click.UsageError("Missing option '--out': the folder of the run.")
@@ -70,13 +72,13 @@ def command(
         raise click.UsageError("Missing option '--recipe': a name of --list or a TOML file.")
     yield_cores()
     from train.run import Run  # torch takes a second to import: --help does without
-    from train.sources import open_sources
+    from train.sources import open_all
 
     old = _existing(out) if resume and out is not None else None
     recipe = _recipe(recipe_name, overrides, old)
-    sources = open_sources(paths, recipe)
+    sources = open_all(words, recipe)
     start = _start(place, old)
-    setup = Run(out or Path("runs"), recipe, sources.classes, sources.describe(), _origin(start, old))
+    setup = Run(out or Path("runs"), recipe, sources.classes, sources.describe(), _origin(start, old), sources.space)
     if dry_run:
         return _dry_run(setup, sources, start)
     summary = _train(setup, sources, device, old, start, quiet)
@@ -128,39 +130,38 @@ def _origin(start: Start | None, old: Run | None) -> dict[str, str] | None:
     return start.describe() if start is not None else None
 
 
-def _dry_run(setup: Run, sources: Sources, start: Start | None) -> int:
+def _dry_run(setup: Run, sources: Sources | MixedSources, start: Start | None) -> int:
+    from train import mixture
+    from train.mixed_stream import make_stream
     from train.plan import make_plan
     from train.start import check
-    from train.stream import Stream
 
-    recipe = setup.recipe
-    Stream(sources, recipe)  # refuses what the run would refuse
+    recipe, ranks = setup.recipe, int(os.environ.get("WORLD_SIZE", "1"))
+    mixture.check(recipe, ranks)
+    make_stream(sources, recipe)  # refuses what the run would refuse
     if start is not None:
         check(start, recipe, setup.classes)
-    height, width = sources.sample(0, recipe.data.scales[0]).image.shape[:2]
-    most = recipe.augment.rescale[1] if recipe.augment.rescale else 1.0
-    size = (max(1, round(height * most)), max(1, round(width * most)))
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("RANK", "0") == "0":
-        click.echo("\n".join(make_plan(recipe, len(setup.classes), sources.counts, size, ranks).lines()))
+        plan = make_plan(recipe, len(setup.classes), sources.counts, sources.largest(recipe), ranks)
+        click.echo("\n".join(plan.lines()))
     return 0
 
 
 def _train(
-    setup: Run, sources: Sources, device: str, old: Run | None, start: Start | None, quiet: bool
+    setup: Run, sources: Sources | MixedSources, device: str, old: Run | None, start: Start | None, quiet: bool
 ) -> Summary | None:
     """Open or create the run's folder and train; None where a resumed run has no step left."""
     from train.distributed import join
     from train.loop import Trainer
+    from train.mixed_stream import make_stream
     from train.run import check_free, check_same
-    from train.stream import Stream
 
     with join(device) as world:
         if old is not None:
             check_same(old, setup)
         elif world.first:  # before the network, whose weights may have to be fetched
             check_free(setup.folder)
-        trainer = Trainer(setup, Stream(sources, setup.recipe), world, quiet)
+        trainer = Trainer(setup, make_stream(sources, setup.recipe), world, quiet)
         if old is not None:
             trainer.load()
         else:

@@ -22,6 +22,7 @@ from shards.errors import FormatError, SegshardsError, UserError
 from shards.manifest import publish_bytes
 from train import config
 from train.config import Recipe
+from train.label_space import LabelSpace
 
 NAME = "run.json"
 FORMAT_VERSION = 1
@@ -40,8 +41,9 @@ class Run:
         folder: where it lives.
         recipe: resolved.
         classes: the class table of its shard sets.
-        sources: per shard set "path", "dataset", "digest" and "filter".
+        sources: per shard set "path", "dataset", "digest" and "filter"; in a mixture its "source" too.
         start: "path" and "digest" of the checkpoint whose network it began from (train/start.py), if any.
+        space: of a mixture, which of the classes are base and which each source knows.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Run:
     classes: ClassTable
     sources: tuple[dict[str, str], ...]
     start: dict[str, str] | None = None
+    space: LabelSpace | None = None
 
     @property
     def digests(self) -> list[str]:
@@ -73,6 +76,7 @@ def create(run: Run) -> None:
         "seed": run.recipe.loop.seed,
         "versions": versions(),
         **({"start": run.start} if run.start else {}),
+        **({"space": run.space.to_dict()} if run.space else {}),
     }
     publish_bytes(run.folder / NAME, json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n")
 
@@ -99,13 +103,30 @@ def open_run(folder: Path) -> Run:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format_version"] != FORMAT_VERSION:
             raise FormatError(path, f"run format {values['format_version']!r}, expected {FORMAT_VERSION}")
-        kept = ("path", "dataset", "digest", "filter")
-        sources = tuple({key: str(source[key]) for key in kept} for source in values["sources"])
+        sources = tuple(_source(source) for source in values["sources"])
         classes = _classes(path, values["classes"])
+        space = LabelSpace.from_dict(values["space"], classes) if "space" in values else None
         start = {key: str(values["start"][key]) for key in ("path", "digest")} if "start" in values else None
-        return Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources, start)
+        return _checked(
+            Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources, start, space), path
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(path, f"not a readable run file ({type(error).__name__}: {error}); restore it") from None
+
+
+def _source(values: dict[str, Any]) -> dict[str, str]:
+    """What is kept of one shard set."""
+    more = ("source",) if "source" in values else ()
+    return {key: str(values[key]) for key in ("path", "dataset", "digest", "filter", *more)}
+
+
+def _checked(run: Run, path: Path) -> Run:
+    """The run itself; raises FormatError where its label space is not that of its recipe's mixture."""
+    expected = len(run.recipe.mixture.sources) if run.recipe.mixture else 0
+    found = len(run.space.known) if run.space else 0
+    if found != expected:
+        raise FormatError(path, f"label space of {found} sources, expected {expected} as in its recipe; restore it")
+    return run
 
 
 def _classes(path: Path, values: dict[str, Any]) -> ClassTable:
@@ -124,12 +145,18 @@ def check_same(old: Run, new: Run) -> None:
     found = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in differ[:4]]
     if old.digests != new.digests:
         found.append("the shard sets are not the same ones (their digests differ)")
+    elif old.classes.digest != new.classes.digest or _space(old) != _space(new):
+        found.append(f"the label space is not the same ({len(old.classes)} classes were, {len(new.classes)} are)")
     if found:
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise UserError(
             f"{old.folder} was started with other settings: {'; '.join(found)}{more}; "
             "resume with the same settings, or give another --out"
         )
+
+
+def _space(run: Run) -> dict[str, Any] | None:
+    return run.space.to_dict() if run.space else None
 
 
 def versions() -> dict[str, str]:

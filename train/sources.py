@@ -1,18 +1,19 @@
 """The shard sets that a run reads, opened together and checked against each other and the recipe.
 
 Several sets are joined end to end; their class tables must be equal. The order of an epoch is one shuffle over the
-shards of all of them.
+shards of all of them. The sources of a mixture are opened each like this, and have a label space in common.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,10 @@ from shards.manifest import Manifest, load_manifest
 from shards.order import epoch_order
 from shards.scale import Scale
 from train.config import Recipe
+from train.label_space import Given, LabelSpace, unite
+from train.mixture import named_paths, of_source
 
+Labels = Literal["pixel", "image"]
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
 
@@ -66,6 +70,17 @@ class Sources:
         """Samples of each source by its folder."""
         return {str(p): m.splits[self.split].samples for p, m in zip(self.paths, self.manifests, strict=True)}
 
+    @property
+    def space(self) -> None:
+        """The label space of a mixture: none here."""
+        return None
+
+    def largest(self, recipe: Recipe) -> tuple[int, int]:
+        """(height, width) of the first sample where it is largest, before any crop."""
+        height, width = self.sample(0, recipe.data.scales[0]).image.shape[:2]
+        most = recipe.augment.rescale[1] if recipe.augment.rescale else 1.0
+        return max(1, round(height * most)), max(1, round(width * most))
+
     def describe(self) -> tuple[dict[str, str], ...]:
         """What run.json keeps of each source."""
         return tuple(
@@ -105,6 +120,24 @@ class Sources:
             raise FormatError(where, "no label there; build the shard set again with --fresh")
         return decode_hard(data, len(self.classes), where)
 
+    def tags(self, index: int, sample: shards.Sample) -> npt.NDArray[np.int64]:
+        """The classes that an image shows, by what is stored of it: int64 [t], rising.
+
+        Those it is tagged with, else those of its label: at scale 1 where that is opened, else at the sample's scale.
+        """
+        if sample.weak is not None:
+            return np.unique(sample.weak).astype(np.int64)
+        source, _ = self._locate(index)
+        if sample.hard is not None:
+            shown = np.bincount(sample.hard.ravel())
+        elif sample.soft is not None and "1" in self.sets[source]:
+            shown = np.bincount(self.hard(index).ravel())
+        elif sample.soft is not None:
+            shown = np.bincount(np.concatenate([sample.soft.base.ravel(), sample.soft.ids]))
+        else:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(shown[: shards.IGNORE])
+
     def meta(self, index: int) -> dict[str, Any]:
         """What is stored of the sample besides image and label, without decoding those."""
         source, place = self._locate(index)
@@ -126,8 +159,71 @@ class Sources:
         return source, index - self.starts[source]
 
 
-def open_sources(paths: Sequence[Path], recipe: Recipe) -> Sources:
-    """Open the shard sets that a recipe trains on.
+@dataclass(frozen=True)
+class MixedSources:
+    """The sources of a mixture, open.
+
+    Args:
+        names: of the sources, in the recipe's order.
+        each: their shard sets.
+        space: the classes of all of them.
+    """
+
+    names: tuple[str, ...]
+    each: tuple[Sources, ...]
+    space: LabelSpace
+
+    @property
+    def classes(self) -> ClassTable:
+        """The class table of the run."""
+        return self.space.classes
+
+    def __len__(self) -> int:
+        """Samples of all sources together."""
+        return sum(map(len, self.each))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples of each source by its name."""
+        return {name: len(source) for name, source in zip(self.names, self.each, strict=True)}
+
+    def largest(self, recipe: Recipe) -> tuple[int, int]:
+        """(height, width) of the largest samples that a source gives, by its crop or its first sample."""
+        own = [of_source(recipe, index) for index in range(len(self.each))]
+        pairs = zip(own, self.each, strict=True)
+        return max((one.augment.crop or source.largest(one) for one, source in pairs), key=math.prod)
+
+    def describe(self) -> tuple[dict[str, str], ...]:
+        """What run.json keeps of each shard set."""
+        pairs = zip(self.names, self.each, strict=True)
+        return tuple({**kept, "source": name} for name, source in pairs for kept in source.describe())
+
+
+def open_all(words: Sequence[str], recipe: Recipe) -> Sources | MixedSources:
+    """Open what `--shards` names: DIR, or NAME=DIR for a recipe with a mixture.
+
+    Raises:
+        UserError: as `open_sources`, `named_paths` and `unite`.
+        FormatError: a manifest is broken.
+    """
+    if not words:
+        raise UserError("no shard set given; expected --shards DIR, made by seg-prep")
+    paths = named_paths(words, recipe)
+    if recipe.mixture is None:
+        return open_sources(paths[""], recipe)
+    each = tuple(
+        open_sources(paths[source.name], of_source(recipe, index), source.labels)
+        for index, source in enumerate(recipe.mixture.sources)
+    )
+    given = [
+        Given(str(opened.paths[0]), opened.classes, source.labels == "pixel", source.known)
+        for source, opened in zip(recipe.mixture.sources, each, strict=True)
+    ]
+    return MixedSources(tuple(paths), each, unite(given))
+
+
+def open_sources(paths: Sequence[Path], recipe: Recipe, labels: Labels = "pixel") -> Sources:
+    """Open the shard sets that a recipe trains on, or those of one source of a mixture.
 
     Raises:
         UserError: no shard set, no such split, no labels, a scale that is not stored, class tables that differ, or
@@ -138,15 +234,38 @@ def open_sources(paths: Sequence[Path], recipe: Recipe) -> Sources:
         raise UserError("no shard set given; expected --shards DIR, made by seg-prep")
     manifests = tuple(load_manifest(path) for path in paths)
     for path, manifest in zip(paths, manifests, strict=True):
-        check_split(path, manifest, recipe.data.split)
+        check_split(path, manifest, recipe.data.split, labels == "pixel")
         check_scales(path, manifest, recipe.data.split, needed_scales(recipe))
         check_classes(paths[0], manifests[0].class_table, path, manifest.class_table)
     split = recipe.data.split
-    sets = tuple({s: shards.open(path, split=split, scale=s) for s in needed_scales(recipe)} for path in paths)
+    sets = tuple(
+        {s: shards.open(path, split=split, scale=s) for s in _opened_scales(recipe, manifest, labels)}
+        for path, manifest in zip(paths, manifests, strict=True)
+    )
     sources = Sources(tuple(paths), manifests, sets, split)
     if not len(sources):
         raise UserError(f"split {split} of {', '.join(map(str, paths))} holds no sample; expected one at least")
+    if labels == "image":
+        _check_tags(sources)
     return sources
+
+
+def _opened_scales(recipe: Recipe, manifest: Manifest, labels: Labels) -> list[str]:
+    """The scales to open of a shard set: those that are needed, and scale 1 where image labels are best read there."""
+    split = manifest.splits[recipe.data.split]
+    more = ["1"] if labels == "image" and split.labelled and "1" in split.scales else []
+    return list(dict.fromkeys([*needed_scales(recipe), *more]))
+
+
+def _check_tags(sources: Sources) -> None:
+    """Raise UserError where a shard set has neither pixel labels nor, by its first sample, image-level ones."""
+    for path, manifest, first in zip(sources.paths, sources.manifests, sources.starts, strict=False):
+        split = manifest.splits[sources.split]
+        if split.samples and not split.labelled and "weak" not in sources.meta(first):
+            raise UserError(
+                f"split {sources.split!r} of {path} has neither image-level labels nor pixel labels; expected either "
+                'for a source with labels = "image"'
+            )
 
 
 def needed_scales(recipe: Recipe) -> list[str]:

@@ -16,6 +16,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -56,14 +57,19 @@ class Stream(Dataset[Item | Failure]):
         fill: the colour of padding, 0..255.
 
     Raises:
-        SettingsError: loss.lvis_negatives with another class table.
+        SettingsError: loss.lvis_negatives with another class table; a crop that data.target_stride does not divide.
     """
 
     def __init__(self, sources: Sources, recipe: Recipe, fill: tuple[int, int, int] = GREY) -> None:
         self.sources, self.recipe, self.fill = sources, recipe, fill
-        if recipe.loss.lvis_negatives:
-            lvis.check_table(len(sources.classes))
+        self.check()
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
+
+    def check(self) -> None:
+        """Raise SettingsError where the recipe asks for what these samples cannot give."""
+        if self.recipe.loss.lvis_negatives:
+            lvis.check_table(len(self.sources.classes))
+        check_stride(self.recipe)
 
     def __len__(self) -> int:
         """Samples in an epoch; positions go on beyond."""
@@ -99,6 +105,7 @@ class Stream(Dataset[Item | Failure]):
         else:
             key, image, soft = self._stored(index, rng)
         image, soft = augment(image, soft, self.recipe.augment, rng, self.fill)
+        soft = soft.reduce(data.target_stride) if data.target_stride > 1 else soft
         targets = targets_of(soft, self.recipe.loss.void, data.max_classes_per_cell)
         return Item(key, planar(image), targets, self._allowed(index))
 
@@ -110,8 +117,7 @@ class Stream(Dataset[Item | Failure]):
 
     def _stored(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
         """Image and label as stored at one of the recipe's scales."""
-        data = self.recipe.data
-        scale = data.scales[int(rng.integers(len(data.scales)))]
+        data, scale = self.recipe.data, self.scale(rng)
         if scale == "1":
             key, image, hard = self.sources.labelled(index)
             return key, image, shards.SoftLabel.from_hard(hard)
@@ -128,17 +134,49 @@ class Stream(Dataset[Item | Failure]):
 
     def _rescaled(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
         """The source image and label resized together at a random scale, uniform in its logarithm."""
-        config, labels = self.recipe.augment, self.recipe.data.labels
-        assert config.rescale is not None  # the recipe's own check
+        filter, labels = self.recipe.augment.filter, self.recipe.data.labels
         key, image, hard = self.sources.labelled(index)
-        low, high = (math.log(limit) for limit in config.rescale)
-        ratio = math.exp(float(rng.uniform(low, high)))
-        size = (max(1, math.floor(hard.shape[0] * ratio + 0.5)), max(1, math.floor(hard.shape[1] * ratio + 0.5)))
-        image = shards.resize_image_to(image, size, config.filter)
+        size = self.size(hard.shape, rng)
+        image = shards.resize_image_to(image, size, filter)
         if labels in ("nearest", "nearest-corner"):
             return key, image, shards.SoftLabel.from_hard(nearest(hard, size, labels == "nearest-corner"))
-        soft = shards.soften_to(hard, size, config.filter)
+        soft = shards.soften_to(hard, size, filter)
         return key, image, shards.SoftLabel.from_hard(soft.harden()) if labels == "hardened" else soft
+
+    def scale(self, rng: np.random.Generator) -> str:
+        """One of the recipe's scales."""
+        scales = self.recipe.data.scales
+        return scales[int(rng.integers(len(scales)))]
+
+    def size(self, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, int]:
+        """What an image of `shape` (H, W, ...) is resized to, (h, w)."""
+        assert self.recipe.augment.rescale is not None  # the recipe's own check
+        low, high = (math.log(limit) for limit in self.recipe.augment.rescale)
+        ratio = math.exp(float(rng.uniform(low, high)))
+        return max(1, math.floor(shape[0] * ratio + 0.5)), max(1, math.floor(shape[1] * ratio + 0.5))
+
+    @property
+    def epoch_steps(self) -> Fraction:
+        """Steps in an epoch."""
+        return Fraction(len(self), self.recipe.loop.batch)
+
+    def passes(self, step: int) -> dict[str, Any]:
+        """What the log says of the epochs that `step` steps make."""
+        return {"epoch": step * self.recipe.loop.batch / len(self)}
+
+
+def check_stride(recipe: Recipe) -> None:
+    """Raise SettingsError where labels cannot be softened to one cell for data.target_stride pixels a side."""
+    data, crop = recipe.data, recipe.augment.crop
+    if crop is not None and any(side % data.target_stride for side in crop):
+        raise SettingsError(
+            f"crop = {list(crop)}: expected multiples of data.target_stride = {data.target_stride}, the size of a cell"
+        )
+    if data.target_stride > 16 and data.mode == "rescale" and data.labels == "soft":
+        raise SettingsError(
+            f'data.target_stride = {data.target_stride}: expected 16 at most with data.mode = "rescale", whose soft '
+            'labels are in shares of 1/255 already; or set data.labels = "nearest"'
+        )
 
 
 def nearest(hard: U16, size: tuple[int, int], corner: bool = False, factor: int | None = None) -> U16:

@@ -140,15 +140,21 @@ def open_for_scoring(
     manifest = load_manifest(path)
     if rule is None:
         check_classes(whose, classes, path, manifest.class_table)
-    check_split(path, manifest, split)
-    check_scales(path, manifest, split, ["1"])
-    scale = shards.Scale.parse(input_scale)
-    scale.size(1, 1, manifest.filter)  # refuses what the filter cannot make
-    opened = Split(path, manifest, split, str(scale), base=base)
+    opened = replace(open_split(path, split, input_scale), base=base)
     if rule is None or (classes.digest == opened.classes.digest and rule == Rule()):
         return opened
     answers = match(classes, opened.classes, rule, whose, path)
     return replace(opened, answers=answers, base=None if base is None else answers.of_run(base, len(opened.classes)))
+
+
+def open_split(path: Path, split: str, input_scale: str) -> Split:
+    """A labelled split, whatever its classes; arguments and errors as of `open_for_scoring`."""
+    manifest = load_manifest(path)
+    check_split(path, manifest, split)
+    check_scales(path, manifest, split, ["1"])
+    scale = shards.Scale.parse(input_scale)
+    scale.size(1, 1, manifest.filter)  # refuses what the filter cannot make
+    return Split(path, manifest, split, str(scale))
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from shards.errors import SettingsError
 from shards.manifest import MANIFEST, load_manifest
 from train.class_match import Bools, Missing, Rule, listed
 from train.class_names import known_names, names_at, read_pairs
-from train.evaluate import Split, open_for_scoring
+from train.evaluate import Split, open_for_scoring, open_split
 from train.run import Run
 
 
@@ -55,6 +55,37 @@ def open_target(run: Run, shard_set: Path, split: str, input_scale: str, choice:
     rule = Rule(allowed, choice.missing, pairs)
     target = open_for_scoring(shard_set, split, input_scale, run.classes, whose, rule, base_of(run))
     return target if choice.base is None else replace(target, base=_named_base(choice.base, run.classes, target))
+
+
+def open_categories(run: Run, shard_set: Path, split: str, input_scale: str, base: str | None) -> Split:
+    """A split whose categories need not be the run's.
+
+    Its base categories are those that `base` names; else those whose names the run has seen with pixel labels: base
+    classes of its label space, or all of its classes.
+
+    Raises:
+        UserError: as `train.evaluate.open_split` and `train.class_names`.
+        FormatError: as those.
+    """
+    target = open_split(shard_set, split, input_scale)
+    if base is not None:
+        return replace(target, base=_named_base(base, run.classes, target))
+    known = base_of(run)
+    names = {name for place, name in enumerate(run.classes.names) if known is None or known[place]}
+    return replace(target, base=np.array([name in names for name in target.classes.names]))
+
+
+def chosen_classes(target: Split, which: str) -> Bools:
+    """bool [C]: "all", "base" or "novel" classes of a target whose base classes are known.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    base = np.zeros(len(target.classes), bool) if target.base is None else target.base
+    mask = {"all": np.ones(len(base), bool), "base": base, "novel": ~base}[which]
+    if not mask.any():
+        raise SettingsError(f"--classes {which}: {target.path} has no such class; expected all, or another --base")
+    return mask
 
 
 def base_of(run: Run) -> Bools | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.train.shardset import scene, write
-from train import cli, cli_embeddings, cli_eval, cli_export, cli_ladder, cli_norms, cli_predict
+from train import cli, cli_embeddings, cli_eval, cli_export, cli_grouping, cli_ladder, cli_norms, cli_predict
 from train.config import Recipe, from_dict
 
 MAINS: dict[str, Callable[[], None]] = {
@@ -21,6 +21,7 @@ MAINS: dict[str, Callable[[], None]] = {
     "seg-norms": cli_norms.main,
     "seg-export": cli_export.main,
     "seg-ladder": cli_ladder.main,
+    "seg-grouping": cli_grouping.main,
 }
 Call = Callable[..., tuple[int, str, str]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -52,7 +53,12 @@ def test_help_has_an_example_and_every_option_a_text(call: Call, name: str) -> N
     assert code == 0
     assert "Example:" in out
     assert name in out.partition("Example:")[2]
-    assert "--quiet" in out
+    commands = re.findall(
+        r"^  (\w+)", out.partition("Commands:")[2].partition("Example:")[0], re.M
+    )  # of a command that has some
+    for page in [call(name, command, "--help")[1] for command in commands] or [out]:
+        assert "Example:" in page
+        assert "--quiet" in page
 
 
 def test_help_does_without_torch() -> None:

@@ -125,4 +125,4 @@ def _log_sum(scores: Tensor, present: Tensor) -> Tensor:
 
 def _cost(own: Tensor, rest: Tensor) -> Tensor:
     """- sum log (e^own / (e^own + e^rest))."""
-    return -torch.nn.functional.logsigmoid(own - rest).sum()
+    return torch.nn.functional.logsigmoid(own - rest).neg().sum()

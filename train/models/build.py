@@ -25,18 +25,23 @@ from train.models.embedding import ClassEmbeddings, EmbeddingModel, Temperature
 from train.models.features import PatchTokens, encoder_of
 from train.models.heads import ConcatenationHead, LinearHead
 from train.models.ladder import LadderDenseNet, Laddered, LadderFeatures, LadderModel, ladder_parts
+from train.models.memory_bank import give_memory
 from train.models.norms import set_momentum, with_group_norm
 from train.models.segmentation import SegmentationModel
 from train.models.weights import load_encoder_weights
 
 
-def build_model(config: Model, num_classes: int, loss: Loss | None = None) -> SegmentationModel:
+def build_model(
+    config: Model, num_classes: int, loss: Loss | None = None, remembered: Sequence[int] = ()
+) -> SegmentationModel:
     """The network of a recipe, with its weights.
 
     Args:
         config: the recipe's section.
         num_classes: C of the class table.
         loss: the recipe's section, whose temperature and distance an embedding head has; left out, the defaults.
+        remembered: classes that a cosine head keeps a memory of, `model.bank` (train.objective_mixed.remembered); a
+            network built without reads the weights of one with it, and forgets the memory.
 
     Raises:
         SettingsError: an unknown encoder (the nearest name is suggested), or one that the decoder cannot use.
@@ -72,7 +77,9 @@ def build_model(config: Model, num_classes: int, loss: Loss | None = None) -> Se
         "smallest_batch": 2 if pooled else 1,
     }
     if config.head == "cosine":
-        return _cosine(config, num_classes, width, parts)
+        model = _cosine(config, num_classes, width, parts)
+        give_memory(model, width, num_classes, loss or Loss(), remembered)
+        return model
     if config.arch == "ladder":
         return LadderModel(**parts)
     return SegmentationModel(**parts) if config.head == "dense" else _embedding(config, num_classes, loss, parts)

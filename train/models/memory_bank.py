@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import SettingsError
+from train.config import Loss
 
 
 class MemoryBank(nn.Module):
@@ -70,6 +71,10 @@ class MemoryBank(nn.Module):
         self.place = torch.full((num_classes,), -1).index_copy_(0, held, torch.arange(len(held)))  # [C]; -1: none
         self.slots = _untouched((len(held), 1 if self.running else size, dim), dtype)
         self.count = torch.zeros(len(held), dtype=torch.int64)  # images seen of each class
+
+    def holds(self, classes: Tensor) -> Tensor:
+        """Which of `classes` (int64 [P]) have a place: bool [P]."""
+        return (self.place[classes.to(self.place.device)] >= 0).to(classes.device)
 
     def usable(self, classes: Tensor) -> Tensor:
         """Which of `classes` (int64 [P]) have seen M images: bool [P]."""
@@ -169,3 +174,22 @@ def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros whose memory the system gives page by page, when first written."""
     kind = np.float16 if dtype == torch.float16 else np.float32
     return torch.from_numpy(np.zeros(shape, kind))
+
+
+def give_memory(model: nn.Module, dim: int, num_classes: int, config: Loss, classes: Sequence[int]) -> None:
+    """Let `model.bank` be the memory that a recipe's section asks for, of these classes; None of none.
+
+    A model without one leaves out what a state dict holds of a memory: labels are found without it.
+    """
+    bank = None
+    if len(classes):
+        dtype = torch.float16 if config.memory_dtype == "float16" else torch.float32
+        bank = MemoryBank(classes, num_classes, dim, config.memory_size, dtype, config.memory_form)
+    else:
+        model.register_load_state_dict_pre_hook(_forget)
+    model.bank = bank
+
+
+def _forget(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in ("slots", "count"):
+        state.pop(f"{prefix}bank.{name}", None)

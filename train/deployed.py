@@ -43,8 +43,10 @@ def deployed(model: nn.Module, output: Output = "logits") -> Deployed:
         raise UserError(f"{type(model).__name__} is no network of train/models; only those are exported")
     network = copy.deepcopy(model).eval()
     vars(network)["_padded"] = types.MethodType(_padded, network)
+    for name, part in list(network.named_modules()):
+        if isinstance(part, SpatialPyramid):
+            network.set_submodule(name, AnyGrid(part))
     if isinstance(network.decoder, Ladder):
-        network.decoder.spp = AnyGrid(network.decoder.spp)  # type: ignore[assignment]
         network.decoder.auxiliary = False
         for name in ("step_heads", "pool_heads"):
             if hasattr(network.decoder, name):

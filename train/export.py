@@ -31,7 +31,7 @@ from shards.manifest import publish_bytes, sync_folder
 from train import checkpoint
 from train.deployed import Deployed, Output, deployed
 from train.export_check import Check, compare, need
-from train.inference import SMALLEST, load_model
+from train.inference import load_model
 from train.run import Run
 
 Format = Literal["onnx", "torch-export"]
@@ -39,7 +39,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch-export"}
 CARD = "segshards.json"  # the description's name inside a .pt2 archive
 EXAMPLE = (200, 328)  # (H, W) that is traced where sizes are free: whole multiples of few strides
-LARGEST, MOST = 65535, 4096  # side and batch
+SMALLEST, LARGEST, MOST = 32, 65535, 4096  # sides, and images a batch
 ONNX_BYTES = 2**31 - 2**20  # protobuf's limit of one file, less the graph
 OPSETS = (18, 23)
 
@@ -174,7 +174,8 @@ def trace(network: Deployed, asked: Export) -> torch.export.ExportedProgram:
     dim = torch.export.Dim
     side = dim.DYNAMIC(min=SMALLEST, max=LARGEST)
     free = None if asked.fixed else {0: dim.DYNAMIC(min=1, max=MOST), 2: side, 3: side}
-    with _quiet(), _explained(asked), torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    tracer: Any = torch.fx.experimental._config
+    with _quiet(), _explained(asked), tracer.patch(backed_size_oblivious=True):  # lengths of 1 are not special
         program = torch.export.export(
             network, (images,), dynamic_shapes=(free,), prefer_deferred_runtime_asserts_over_guards=True
         )

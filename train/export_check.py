@@ -126,7 +126,7 @@ def _runner(path: Path) -> Callable[[Tensor], Tensor]:
         with warnings.catch_warnings():  # torch's own reader meets it
             warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
             module = torch.export.load(path).module()
-        return lambda images: module(images)  # type: ignore[no-any-return]
+        return module
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()

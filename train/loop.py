@@ -28,7 +28,7 @@ from torch import nn
 from shards.errors import SegshardsError, UserError
 from shards.order import generator
 from shards.terminal import Progress, say
-from train import checkpoint, panel
+from train import checkpoint, compilation, panel
 from train.batch import Batch
 from train.checkpoint import Checkpoint
 from train.distributed import World, enough_memory
@@ -173,7 +173,7 @@ class Trainer:
             self._signals(),
             batches(self.stream, self.world, self.step) as source,
         ):
-            wrapped = self.world.wrap(self.model)
+            wrapped = self.world.wrap(compilation.translated(self.model, loop.compile))
             self.model.train()
             timed = Timed(source)
             while self.step < loop.steps:
@@ -200,7 +200,7 @@ class Trainer:
         for kept, buffers in self._buffers:
             torch._foreach_copy_(kept, buffers)
         try:
-            with enough_memory(LESS):
+            with enough_memory(LESS), compilation.one_line():
                 return self._step(wrapped, timed)
         except SegshardsError:
             for kept, buffers in self._buffers:  # the failed forward has moved BatchNorm's statistics

@@ -147,7 +147,10 @@ class Schedule(Section):
 
 
 class Loop(Section):
-    """Steps and what happens around them. batch is global: over all ranks and all `accumulate` parts of a step."""
+    """Steps and what happens around them. batch is global: over all ranks and all `accumulate` parts of a step.
+
+    compile: training steps run the network as torch.compile translates it (train/compilation.py).
+    """
 
     steps: Annotated[int, Field(ge=1, le=100_000_000)] = 1000
     batch: Annotated[int, Field(ge=1, le=65536)] = 8
@@ -156,6 +159,7 @@ class Loop(Section):
     amp: Literal["auto", "bf16", "off"] = "auto"
     deterministic: bool = False
     channels_last: bool = False
+    compile: bool = False
     checkpoint_every: Annotated[int, Field(ge=0)] = 500  # 0: only at the end and when stopped
     log_every: Annotated[int, Field(ge=1)] = 10
     image_every: Annotated[int, Field(ge=0)] = 500
@@ -166,6 +170,11 @@ class Loop(Section):
         if self.batch % self.accumulate:
             raise ValueError(f"loop.batch = {self.batch}: expected a multiple of loop.accumulate = {self.accumulate}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `compile` where it is off: stored recipes are those from before it was there."""
+        return {key: value for key, value in values(self).items() if (key, value) != ("compile", False)}
 
 
 class Evaluation(Section):

@@ -19,9 +19,11 @@ EPILOG = """\b
 Example:
   seg-grouping score --run runs/pixels --shards data/ade20k --split val --classes novel
   seg-grouping click --run runs/pixels --image sofa.jpg --at 120,80 --at 30,200 --out sofa.png
+  seg-grouping attention --run runs/larvseg --image room.jpg --tag sofa --tag lamp --out room.png
 """
 SCORE_EPILOG = "Example: seg-grouping score --run runs/pixels --shards data/ade20k --classes novel --repeats 3"
 CLICK_EPILOG = "Example: seg-grouping click --run runs/pixels --image sofa.jpg --at 120,80 --out sofa.png"
+ATTENTION_EPILOG = "Example: seg-grouping attention --run runs/larvseg --image room.jpg --tag sofa --out room.png"
 RUN = click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES
@@ -140,6 +142,42 @@ def clicked(folder: Path, image_file: Path, points: tuple[str, ...], out: Path, 
         picture = draw_responses(model, run, image, places, views_of(run.recipe, chosen), chosen)
     _write_picture(out, picture)
     say(f"{out}: {len(places)} maps; features: {named_features(model)}", quiet)
+
+
+@command.command(epilog=ATTENTION_EPILOG)
+@RUN
+@click.option("--image", "image_file", required=True, type=click.Path(path_type=Path), help="An image file.")
+@click.option("--tag", "tags", required=True, multiple=True, metavar="NAME", help="A class that it shows; give all.")
+@click.option("--out", required=True, type=FILE, help="The picture to write, .png.")
+@DEVICE
+@QUIET
+def attention(folder: Path, image_file: Path, tags: tuple[str, ...], out: Path, device: str, quiet: bool) -> None:
+    """Draw where a run with a memory looks for the classes that an image is tagged with.
+
+    One map for each --tag (LarvSeg's equation 4, as in training): blue 0, red 1. Novel classes are marked.
+    """
+    _check_png(out)
+    yield_cores()
+    from train.attention_pictures import attention_of, draw_attention, load_with_memory, tags_of
+    from train.distributed import choose_device, enough_memory  # torch takes a second to import: --help does without
+    from train.inference import views_of
+    from train.predict import read_image
+    from train.run import open_run
+
+    run, chosen = open_run(folder), choose_device(device)
+    classes, image = tags_of(run, tags), read_image(image_file)
+    model = load_with_memory(run, chosen)
+    with enough_memory(REMEDY):
+        maps = attention_of(model, run, image, classes, views_of(run.recipe, chosen), chosen)
+    unknown = [run.classes.names[klass] for klass in classes if klass not in maps]
+    if not maps:
+        raise UserError(
+            f"the memory of run {folder} knows none of {', '.join(unknown)} yet: expected a longer training"
+        )
+    _write_picture(out, draw_attention(image, maps, run))
+    if unknown:
+        say(f"no map of {', '.join(unknown)}: the memory does not know them", quiet)
+    say(f"{out}: {len(maps)} maps", quiet)
 
 
 def parse_point(text: str) -> tuple[int, int]:

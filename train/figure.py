@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.classes import Colour
+from shards.classes import ClassTable, Colour
 
 U8 = npt.NDArray[np.uint8]
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 TEXT, LINE, GAP = 13, 18, 4  # pixels: of a letter, from line to line, between two panels
 SWATCH = 12
+MOST = 40  # classes that a legend names
 NARROWEST = 240  # of a picture with a legend
 COLUMNS = 4  # panels beside each other
 
@@ -81,6 +82,20 @@ def with_legend(picture: U8, entries: Sequence[Entry]) -> U8:
         draw.rectangle((x, y + 2, x + SWATCH, y + 2 + SWATCH), fill=entry.colour, outline=INK)
         draw.text((x + indent, y), _fitting(entry.text, width // columns - indent - GAP, font), INK, font)
     return np.array(out)
+
+
+def classes_shown(
+    label: npt.NDArray[np.uint16], classes: ClassTable, base: npt.NDArray[np.bool_] | None
+) -> list[Entry]:
+    """The classes of a label [H, W] by falling area, with their share of it; those that are not `base` are marked."""
+    ids, counts = np.unique(label[label < len(classes)], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    entries = []
+    for klass, share in zip(ids[order].tolist(), (counts[order] / label.size).tolist(), strict=True):
+        novel = ", novel" if base is not None and not base[klass] else ""
+        entries.append(Entry(classes.colours[klass], f"{classes.names[klass]} ({100 * share:.1f} %{novel})"))
+    rest = len(entries) - MOST
+    return [*entries[:MOST], Entry(PAPER, f"and {rest} more")] if rest > 0 else entries
 
 
 def _fitting(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -35,6 +35,7 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except torch._dynamo.exc.TorchDynamoException as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2])  # which compiler, and what it says
         told = f"loop.compile = true: torch.compile failed ({reason[:200]}); give --set loop.compile=false"
         raise UserError(told) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,12 +15,17 @@ import torch
 from timm.models.densenet import DenseNet
 from torch import Tensor, distributed, nn
 
+from shards.errors import UserError
+from tests.train.conftest import recipe
 from tests.train.test_distributed import free_port
+from tests.train.test_loop import trainer, weights
+from train import checkpoint
 from train.config import Recipe, from_dict
 from train.models import build_model
 from train.models.ladder.units import SEGMENTS
 from train.objective import build_objective
 from train.optim import build_optimizer
+from train.run import check_same, open_run
 
 CHECKPOINTED = [name for name in SEGMENTS if name != "none"]
 PRINCIPAL = ["cat-1x1, 3x3", "block+stem+td+tu", "unit+stem+td+tu"]  # every layer that any segment holds
@@ -129,3 +135,63 @@ def test_compiled_as_one_graph() -> None:
 
     small: dict[str, Any] = {"units": (1, 1, 1, 1), "down": 32, "up": 8}
     same_bits(trained("unit+stem+td+tu", wrap=wrap, **small), trained("none", wrap=wrap, **small))
+
+
+COMPILED = {
+    "data": {"scales": ["1"], "workers": 0},
+    "augment": {"crop": [40, 64]},
+    "model": {"arch": "ladder", "encoder": "resnet10t", "down": 16, "up": 8},
+}
+
+
+def compiled(steps: int, **loop: Any) -> Recipe:
+    values = recipe(loop={"steps": steps, "compile": True, **loop}).to_dict()
+    return Recipe.model_validate({**values, **COMPILED})
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
+def test_a_run_that_is_compiled(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps run the translation, once translated; the network's own weights and statistics move; scores need none."""
+    calls: list[int] = []
+
+    def translator(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        calls.append(0)
+
+        def counted(*args: Any) -> Any:
+            calls[-1] += 1
+            return graph(*args)
+
+        return counted
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=translator))
+    torch._dynamo.reset()
+    runs = {name: compiled(3, compile=name == "compiled", eval_every=3) for name in ("plain", "compiled")}
+    for name, config in runs.items():
+        assert trainer(shard_set, tmp_path / name, config).run().finished
+        assert (sum(calls) >= 3) == (name == "compiled")
+    torch.testing.assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "plain"), rtol=1e-4, atol=1e-6)
+    assert len(calls) <= 4  # steps of one shape are translated once
+    with pytest.raises(UserError, match=r"loop\.compile was True, is None"):
+        check_same(open_run(tmp_path / "compiled"), open_run(tmp_path / "plain"))
+
+
+def test_a_compiler_that_fails_is_one_line_and_the_run_is_saved(
+    shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(graph: object, inputs: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=broken))
+    torch._dynamo.reset()
+    with pytest.raises(UserError, match=r"torch.compile failed \(.*no C\+\+ compiler.*\); give --set loop.compile=f"):
+        trainer(shard_set, tmp_path / "run", compiled(2)).run()
+    assert checkpoint.load(tmp_path / "run" / checkpoint.NAME).step == 0
+
+
+def test_only_recipes_that_compile_say_so() -> None:
+    assert "compile" not in recipe().to_dict()["loop"]
+    stored = compiled(2).to_dict()
+    assert stored["loop"]["compile"] is True
+    assert Recipe.model_validate(stored) == compiled(2)

@@ -131,8 +131,9 @@ def draw_attention(image: U8, maps: dict[int, npt.NDArray[np.float32]], run: Run
 def _candidates(space: LabelSpace | None, classes: int, tags: Sequence[int]) -> Tensor:
     """The classes of the sources that have novel ones (all where none has), and the tags: int64, ascending."""
     mask = np.zeros(classes, bool)
-    for known in () if space is None else space.known:
-        mask |= known if bool((known & ~space.base).any()) else False
+    if space is not None:
+        for known in space.known:
+            mask |= known if bool((known & ~space.base).any()) else False
     mask = mask if mask.any() else ~mask
     mask[list(tags)] = True
     return torch.from_numpy(np.flatnonzero(mask))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -13,6 +13,9 @@ from shards.manifest import publish_bytes
 from shards.terminal import Progress, main_of, say
 from train.cli_eval import BASE, DEVICES
 from train.threads import yield_cores
+
+if TYPE_CHECKING:
+    from train.models.segmentation import SegmentationModel
 
 REMEDY = "give --device cpu, or smaller images"
 EPILOG = """\b
@@ -94,8 +97,9 @@ def score(
         with Progress(len(range(world.rank, samples, world.size)), "images", quiet or not world.first) as progress:
             views = views_of(run.recipe, world.device)
             found = score_groups(
-                model, target, views, world, chosen, rivals, seed, repeats, limit, lambda _: progress.advance(1)
-            )
+                cast("SegmentationModel", model), target, views, world, chosen, rivals, seed, repeats, limit,
+                lambda _: progress.advance(1),
+            )  # fmt: skip
         if not world.first:
             return
         features = named_features(model)
@@ -139,7 +143,8 @@ def clicked(folder: Path, image_file: Path, points: tuple[str, ...], out: Path, 
             )
     model, _ = load_model(run, chosen)
     with enough_memory(REMEDY):
-        picture = draw_responses(model, run, image, places, views_of(run.recipe, chosen), chosen)
+        views, network = views_of(run.recipe, chosen), cast("SegmentationModel", model)
+        picture = draw_responses(network, run, image, places, views, chosen)
     _write_picture(out, picture)
     say(f"{out}: {len(places)} maps; features: {named_features(model)}", quiet)
 

@@ -207,9 +207,11 @@ class Answering:
     def __init__(self, model: nn.Module, split: Split, views: Views, device: torch.device) -> None:
         self.model, self.split, self.views, self.device = model, split, views, device
         answers = split.answers
-        self._place = None if answers is None else torch.from_numpy(answers.place).to(device)  # [R]
-        allowed = answers and answers.allowed
-        self._options = {} if allowed is None else {"classes": torch.from_numpy(allowed).to(device)}
+        self._allowed = None if answers is None else answers.allowed
+        self._place: Tensor | None = None  # the shard set's class of each answer
+        if answers is not None:
+            place = answers.place if answers.allowed is None else answers.place[answers.allowed]
+            self._place = torch.from_numpy(place).to(device)
         self._kept = np.arange(shards.IGNORE + 1, dtype=np.uint16)  # labels as they are scored
         if answers is not None:
             self._kept[answers.left_out] = shards.IGNORE
@@ -218,7 +220,8 @@ class Answering:
         """int64 [H, W], classes 0..C-1, or C for an answer that is none of them; and the sample as it is scored."""
         h, w = example.hard.shape
         extent = covered((h, w), self.split.input_scale, self.split.manifest.filter)
-        prediction = predict(self.model, example.shown, (h, w), self.views, self.device, extent, **self._options)
+        restricted = {} if self._allowed is None else {"classes": self._allowed}
+        prediction = predict(self.model, example.shown, (h, w), self.views, self.device, extent, **restricted)
         if self._place is None:
             return prediction, example
         return self._place[prediction], replace(example, hard=self._kept[example.hard])

@@ -38,7 +38,7 @@ def heat(image: U8, values: npt.NDArray[np.floating], low: float, high: float, a
     colours = cv2.cvtColor(
         cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB
     )
-    return np.rint(image * (1 - alpha) + colours * alpha).astype(np.uint8)
+    return np.asarray(np.rint(image * (1 - alpha) + colours * alpha), np.uint8)
 
 
 def marked(picture: U8, y: int, x: int) -> U8:

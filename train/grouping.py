@@ -94,11 +94,11 @@ def features_of(model: SegmentationModel, image: U8, views: Views, device: torch
     """
 
     def cells(pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        size = pixels.shape[2:]
-        padded = tuple(length + -length % model.multiple for length in size)
+        h, w = pixels.shape[2:]
+        padded = h + -h % model.multiple, w + -w % model.multiple
         if isinstance(model, (CosineModel, EmbeddingModel)):
             return model.coarse(pixels), padded
-        images = F.pad(model.normalise(pixels), (0, padded[1] - size[1], 0, padded[0] - size[0]))
+        images = F.pad(model.normalise(pixels), (0, padded[1] - w, 0, padded[0] - h))
         last = model.encoder(images)[-1]
         return last if isinstance(last, Tensor) else torch.cat(list(last), 1), padded  # a ladder's maps are lists
 

@@ -4,7 +4,7 @@
     kind, mass = objective.mass(batch)                   # known before the forward pass
     loss_sum, logged = objective(output, batch)          # sums; / mass of their kind over the whole step
     updates.append(objective.observed(place))            # what the memory is to be told, after each micro-batch
-    objective.remember(updates, ranks)                   # once, after the optimiser's step, on every rank
+    objective.apply_updates(gathered(updates, ranks))    # once, after the optimiser's step, on every rank
 
 The loss of a step is (LarvSeg, equation 6, with the means of each kind)
 
@@ -136,22 +136,16 @@ class MixedObjective(nn.Module):
         vectors = torch.cat([torch.zeros(0, width, device=self._device), *(found.float() for _, found in seen)])
         return Updates(classes, vectors, torch.full_like(classes, place))
 
-    def remember(self, updates: Sequence[Updates], ranks: int) -> None:
-        """Tell the memory what a step's micro-batches saw, in the order of their places; a collective call.
-
-        Args:
-            updates: what `observed` gave after each micro-batch of this rank.
-            ranks: how many there are; they share what they saw if `loss.memory_sync`.
-        """
+    def apply_updates(self, updates: Updates) -> None:
+        """Tell the memory, if there is one, in the order of places; what has one place stays in its order."""
         (bank,) = self.bank
-        if bank is None or not updates:
-            return
-        found = gathered(updates, ranks if self.config.memory_sync else 1)
-        order = torch.argsort(found.places, stable=True)
-        bank.add(found.classes[order], found.vectors[order])
+        if bank is not None:
+            order = torch.argsort(updates.places, stable=True)
+            bank.add(updates.classes[order], updates.vectors[order])
 
     def _pixel_loss(self, output: Output, batch: Batch) -> Tensor:
         known = self.known[batch.source]
+        loss_sum: Tensor
         if isinstance(output, Cosined):
             loss_sum, _ = self.pixel(output, batch.ids, batch.weights, None if bool(known.all()) else known)
         else:

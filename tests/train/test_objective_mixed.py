@@ -257,7 +257,7 @@ def test_images_without_labels_or_with_all_of_them_are_finite(tags: list[list[in
         if len(tags) != 1:
             assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
         assert bool(torch.stack(list(logged.values())).isfinite().all())
-        mixed.remember([mixed.observed(0)], 1)
+        mixed.apply_updates(gathered([mixed.observed(0)], 1))
 
 
 def test_half_precision_features_neither_overflow_nor_differ() -> None:
@@ -282,7 +282,7 @@ def test_the_memory_learns_after_the_step_and_of_its_own_classes_alone() -> None
     cells = cells_of(output)[0]
     best = (cells @ output.table[6]).topk(3).indices
     torch.testing.assert_close(updates.vectors[1], cells[best].mean(0).detach())
-    mixed.remember([updates], 1)
+    mixed.apply_updates(updates)
     assert bank.count.tolist() == [0, 4, 2]
     assert len(mixed.observed(0).classes) == 0
     assert float(mixed(output, tagged(TAGS))[1]["aux"]) > 0
@@ -298,7 +298,7 @@ def test_micro_batches_in_any_order_of_arrival_are_remembered_by_their_places() 
         for place in order:
             loss, _ = mixed(outputs[place], batches[place])
             updates.append((mixed.observed(place), float(loss.detach())))
-        mixed.remember([seen for seen, _ in updates], 1)
+        mixed.apply_updates(gathered([seen for seen, _ in updates], 1))
         banks.append(bank)
         whole.append(sum(loss for _, loss in updates))
     for bank in banks[1:]:
@@ -350,14 +350,14 @@ class Ranks:
 def trained(rank: int, size: int, sync: bool) -> MemoryBank:
     """Three steps of four micro-batches, which the ranks share out; in the second nobody sees a label."""
     bank = memory()
-    mixed = objective(bank, memory_sync=sync)
+    mixed = objective(bank)
     for step in range(3):
         updates = []
         for place in range(rank, 4, size):
             if step != 1:
                 mixed(said(4 * step + place), tagged([[1, 4]] if place == 2 else TAGS))
             updates.append(mixed.observed(place))
-        mixed.remember(updates, size)
+        mixed.apply_updates(gathered(updates, size if sync else 1))
     return bank
 
 
@@ -384,7 +384,7 @@ def test_a_memory_goes_on_alike_on_another_number_of_ranks(monkeypatch: pytest.M
         for place in range(rank, 4, size):
             mixed(said(place + 50), tagged(TAGS))
             updates.append(mixed.observed(place))
-        mixed.remember(updates, size)
+        mixed.apply_updates(gathered(updates, size))
         return bank
 
     one, two = on(1), ranks.run(lambda rank: on(2, rank))

@@ -134,7 +134,8 @@ class MemoryBank(nn.Module):
         """To another device; never to another type, as torch asks of buffers."""
         device = fn(self.count.new_empty(0)).device
         self.place, self.slots, self.count = (tensor.to(device) for tensor in (self.place, self.slots, self.count))
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[prefix + "slots"], destination[prefix + "count"] = self.slots, self.count
@@ -181,13 +182,12 @@ def give_memory(model: nn.Module, dim: int, num_classes: int, config: Loss, clas
 
     A model without one leaves out what a state dict holds of a memory: labels are found without it.
     """
-    bank = None
     if len(classes):
         dtype = torch.float16 if config.memory_dtype == "float16" else torch.float32
-        bank = MemoryBank(classes, num_classes, dim, config.memory_size, dtype, config.memory_form)
+        model.bank = MemoryBank(classes, num_classes, dim, config.memory_size, dtype, config.memory_form)
     else:
+        model.register_module("bank", None)
         model.register_load_state_dict_pre_hook(_forget)
-    model.bank = bank
 
 
 def _forget(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -183,6 +183,8 @@ class Evaluation(Section):
     scales: factors applied to the input image; the softmax outputs are averaged (embedding head: the embeddings). flip:
     average with the mirror image.
     input_scale: "1" feeds the source image, a stored scale such as "1/4" the image stored at that scale.
+    window: [height, width] of the windows in which the (scaled) image is looked at; "none": at once. stride: [down,
+    right] from one window to the next; "none": the window's own size.
     """
 
     scales: Annotated[
@@ -192,6 +194,18 @@ class Evaluation(Section):
     ] = (1.0,)
     flip: bool = False
     input_scale: ScaleName = "1"
+    window: Annotated[Size | None, BeforeValidator(off)] = None
+    stride: Annotated[Size | None, BeforeValidator(off)] = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.window is None and self.stride is not None:
+            raise ValueError(f"eval.stride = {list(self.stride)}: expected eval.window as well")
+        if self.window is not None and min(self.window) < 32:
+            raise ValueError(f"eval.window = {list(self.window)}: expected at least 32 pixels a side")
+        if self.window and self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+            raise ValueError(f"eval.stride = {list(self.stride)}: expected at most eval.window = {list(self.window)}")
+        return self
 
 
 class Recipe(Section):

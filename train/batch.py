@@ -89,6 +89,7 @@ class Batch:
         allowed: bool [B, C], or None.
         source: of a mixture (index into recipe.mixture.sources).
         tags: int64 [T, 2] of an image-level source, rows (image in the batch, class), rising; None: pixel labels.
+        untagged: images of an image-level source without any tag.
     """
 
     images: torch.Tensor
@@ -99,11 +100,7 @@ class Batch:
     allowed: torch.Tensor | None = None
     source: int = 0
     tags: torch.Tensor | None = None
-
-    @property
-    def untagged(self) -> int:
-        """Images of an image-level source without any tag."""
-        return 0 if self.tags is None else len(self.keys) - len(self.tags[:, 0].unique())
+    untagged: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device` (asynchronous from pinned memory)."""
@@ -183,6 +180,7 @@ def collate(items: Sequence[Item]) -> Batch:
         allowed=torch.from_numpy(np.stack(allowed)) if len(allowed) == len(items) else None,
         source=items[0].source,
         tags=_tags(items),
+        untagged=sum(item.tags is not None and not len(item.tags) for item in items),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,8 @@ from shards.errors import SettingsError, UserError
 from train.models.norms import with_sync_norm
 
 _KILLED = r"DataLoader worker \(pid.*(exited unexpectedly|is killed by signal)|MemoryError in DataLoader worker"
+
+BUCKET = 2**25  # bytes of gradients that cross the ranks together
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,23 @@ class World:
             return model
         ids = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gradients summed over the ranks, in place; those that some ranks lack count as 0, what all lack stays."""
+        if self.size == 1:
+            return
+        held = [parameter for parameter in parameters if parameter.requires_grad]
+        used = torch.tensor([parameter.grad is not None for parameter in held], dtype=torch.int32, device=self.device)
+        distributed.all_reduce(used, distributed.ReduceOp.MAX)
+        chosen = [parameter for parameter, use in zip(held, used.tolist(), strict=True) if use]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in chosen]
+        for bucket in _buckets(grads):
+            flat = torch.cat([grad.reshape(-1) for grad in bucket])
+            distributed.all_reduce(flat)
+            for grad, total in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+                grad.copy_(total.view(grad.shape))
+        for parameter, grad in zip(chosen, grads, strict=True):
+            parameter.grad = grad
 
     def synchronise(self, model: nn.Module) -> None:
         """Let BatchNorm inside `model` share its statistics over the ranks; alone, nothing changes.
@@ -97,6 +116,18 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not there:
         raise SettingsError("--device cuda: no CUDA device was found; use --device cpu or auto")
     return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors in their order, by runs of one type and of about `BUCKET` bytes."""
+    run: list[torch.Tensor] = []
+    for tensor in tensors:
+        if run and (tensor.dtype != run[0].dtype or sum(one.nbytes for one in run) >= BUCKET):
+            yield run
+            run = []
+        run.append(tensor)
+    if run:
+        yield run
 
 
 @contextmanager

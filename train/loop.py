@@ -3,7 +3,8 @@
     seg-train --shards data/demo --recipe demo --out runs/demo
 
 A step sums the cost over all labelled cells of the global batch and divides once, by the sum of their weights over
-all micro-batches and ranks: `loop.accumulate` and the number of processes change nothing but rounding. The margin
+all micro-batches and ranks: `loop.accumulate` and the number of processes change nothing but rounding. (A mixture
+divides what pixels and what images cost each by its own sum: train/mixed_step.py.) The margin
 regulariser of an embedding head depends on the class table alone: its gradient is added once, after that division (and
 not at all in a step without a labelled cell). Before each step torch is seeded with (seed, step, rank), so a resumed
 run draws the same dropout without any stored state.
@@ -18,8 +19,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from fractions import Fraction
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +29,23 @@ from torch import nn
 from shards.errors import SegshardsError, UserError
 from shards.order import generator
 from shards.terminal import Progress, say
-from train import checkpoint, compilation, panel
+from train import checkpoint, compilation, mixture, panel
 from train.batch import Batch
 from train.checkpoint import Checkpoint
 from train.distributed import World, enough_memory
 from train.evaluate import Split, evaluate, open_for_scoring
 from train.inference import use_bf16, views_of
-from train.models import Embedded, EmbeddingModel, build_model
+from train.mixed_step import Cost, MixedStep
+from train.mixed_stream import MixedStream
+from train.models import EmbeddingModel, build_model
 from train.objective import build_objective, check_search, margin_gradients
+from train.objective_mixed import build_mixed_objective, remembered
+from train.oddities import Oddities
 from train.optim import build_optimizer, clip_gradients, set_rates
 from train.report import per_cent
 from train.run import Run, versions
 from train.runlog import RunLog
-from train.stream import Feed, Stream, batches
+from train.stream import Stream, Timed, batches
 
 LESS = "lower loop.batch (or raise loop.accumulate), augment.crop or data.workers, and resume or start again"
 
@@ -93,21 +98,23 @@ class Trainer:
     """
 
     setup: Run
-    stream: Stream
+    stream: Stream | MixedStream
     world: World
     quiet: bool = False
     step: int = 0
     model: nn.Module = field(init=False)
     optimiser: torch.optim.Optimizer = field(init=False)
     stopping: bool = field(default=False, init=False)
-    capped: bool = field(default=False, init=False)
+    oddities: Oddities = field(init=False)
 
     def __post_init__(self) -> None:
         recipe = self.setup.recipe
         make_deterministic(recipe.loop.deterministic)
         torch.manual_seed(recipe.loop.seed)
+        mixture.check(recipe, self.world.size)
         fetched = {"weights": "none"} if self.setup.start else {}  # its network comes from elsewhere: train/start.py
-        model = build_model(recipe.model.model_copy(update=fetched), len(self.setup.classes), recipe.loss)
+        kept, count = remembered(recipe, self.setup.space), len(self.setup.classes)
+        model = build_model(recipe.model.model_copy(update=fetched), count, recipe.loss, kept)
         if recipe.model.sync_norm:
             self.world.synchronise(model)
         self.stream.fill = mean_colour(model)
@@ -116,6 +123,8 @@ class Trainer:
         self.optimiser = build_optimizer(model, recipe.optim)
         check_search(self.model, recipe.loss)
         self.loss = build_objective(recipe)
+        self.oddities = Oddities(recipe, self.quiet or not self.world.first)
+        self.mixed = self._open_mixed(recipe.loss.memory_sync) if self.setup.space else None
         self._buffers = shadows(self.model)
         self.bf16 = use_bf16(recipe, self.world.device)
         self.val = self._open_val() if recipe.loop.eval_every else None
@@ -173,7 +182,8 @@ class Trainer:
             self._signals(),
             batches(self.stream, self.world, self.step) as source,
         ):
-            wrapped = self.world.wrap(compilation.translated(self.model, loop.compile))
+            network = compilation.translated(self.model, loop.compile)
+            wrapped = network if self.mixed else self.world.wrap(network)
             self.model.train()
             timed = Timed(source)
             while self.step < loop.steps:
@@ -211,25 +221,42 @@ class Trainer:
     def _step(self, wrapped: nn.Module, timed: Timed) -> Step:
         recipe, step = self.setup.recipe, self.step
         torch.manual_seed(seed_of(recipe.loop.seed, step, self.world.rank))
-        epoch = Fraction(len(self.stream), recipe.loop.batch)
-        lr = set_rates(self.optimiser, step, recipe.loop.steps, recipe.optim, recipe.schedule, epoch)
+        lr = set_rates(self.optimiser, step, recipe.loop.steps, recipe.optim, recipe.schedule, self.stream.epoch_steps)
         self.optimiser.zero_grad(set_to_none=True)
-        if isinstance(self.model, EmbeddingModel) and step % recipe.loss.search_every == 0:
+        cost = self._plain_cost(wrapped, timed) if self.mixed is None else self._mixed_cost(self.mixed, wrapped, timed)
+        norm = float(clip_gradients(self.model.parameters(), recipe.optim.clip))
+        if not (math.isfinite(cost.loss or 0.0) and math.isfinite(norm)):
+            what = "loss" if not math.isfinite(cost.loss or 0.0) else "gradient"
+            raise DivergedError(
+                f"the {what} of step {step + 1} is not a finite number (batch of {', '.join(cost.keys[:8])}"
+                f"{' ...' if len(cost.keys) > 8 else ''}); step {step} is saved: lower optim.lr or set optim.clip"
+            )
+        self.optimiser.step()
+        if self.mixed is not None:
+            self.mixed.remember()
+        self.step += 1
+        return Step(self.step, cost.loss, lr, norm, cost.stop, cost.parts)
+
+    def _plain_cost(self, wrapped: nn.Module, timed: Timed) -> Cost:
+        """Gradients of the mean cost a labelled cell."""
+        recipe = self.setup.recipe
+        if isinstance(self.model, EmbeddingModel) and self.step % recipe.loss.search_every == 0:
             self.model.classes.look()
         loss, weight, keys = self._accumulate(wrapped, timed)
         total, mass, stop = self.world.sum([loss, weight, float(self.stopping)])
         self._scale_gradients(self.world.size / mass if mass else 0.0)
-        parts = self._regularise(mass)
-        norm = float(clip_gradients(self.model.parameters(), recipe.optim.clip))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            what = "loss" if not math.isfinite(total) else "gradient"
-            raise DivergedError(
-                f"the {what} of step {step + 1} is not a finite number (batch of {', '.join(keys[:8])}"
-                f"{' ...' if len(keys) > 8 else ''}); step {step} is saved: lower optim.lr or set optim.clip"
-            )
-        self.optimiser.step()
-        self.step += 1
-        return Step(self.step, total / mass if mass else None, lr, norm, stop > 0, parts)
+        mean = total / mass if mass else None if math.isfinite(total) else total
+        return Cost(mean, self._regularise(mass), keys, stop > 0)
+
+    def _mixed_cost(self, mixed: MixedStep, wrapped: nn.Module, timed: Timed) -> Cost:
+        """Gradients of the mean costs of each kind of label."""
+        batches = []
+        for _ in range(self.setup.recipe.loop.accumulate):
+            batch = timed.next()
+            self.oddities.look(batch)
+            batches.append(batch.to(self.world.device))
+            timed.last = timed.last if batch.tags is not None else batches[-1]
+        return mixed.backward(batches, lambda batch: self._output(wrapped, batch), self.stopping)
 
     def _accumulate(self, wrapped: nn.Module, timed: Timed) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         """Forward and backward over the step's micro-batches: summed cost, summed weights, keys."""
@@ -246,17 +273,16 @@ class Trainer:
                 loss.backward()
             cost, mass = cost + loss.detach(), mass + weight.detach()
             keys += batch.keys
-            self._say_capped(batch)
+            self.oddities.look(batch)
             timed.last = batch
         return cost, mass, keys
 
-    def _output(self, wrapped: nn.Module, batch: Batch) -> torch.Tensor | Embedded:
+    def _output(self, wrapped: nn.Module, batch: Batch) -> Any:
         images = batch.images
         if self.setup.recipe.loop.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
-            output: torch.Tensor | Embedded = wrapped(images)  # logits [B, C, H, W], or pixel and class embeddings
-        return output
+            return wrapped(images)  # logits [B, C, H, W], or what another head's loss takes
 
     def _scale_gradients(self, factor: float) -> None:
         """Gradients of a sum become those of the mean over all cells of all ranks (DDP has averaged over ranks)."""
@@ -285,7 +311,7 @@ class Trainer:
         rate, wait = loop.batch / max(seconds, 1e-9), waited / max(seconds, 1e-9)
         values = {"loss": done.loss, **done.parts, "lr": done.lr, "grad_norm": done.grad_norm}
         speed = {"seconds": round(seconds, 4), "samples_per_second": round(rate, 3), "data_wait": round(wait, 4)}
-        log.write({"step": done.step, "epoch": done.step * loop.batch / len(self.stream), **values, **speed})
+        log.write({"step": done.step, **self.stream.passes(done.step), **values, **speed})
         progress.advance(1)
         if done.step % loop.log_every == 0 or done.step == loop.steps:
             log.curves(done.step, {**values, **speed})
@@ -306,22 +332,18 @@ class Trainer:
 
     def _open_val(self) -> Split:
         """The split "val" of the first shard set: opened before the first step, as a later refusal would cost a run."""
-        recipe, path = self.setup.recipe, self.stream.sources.paths[0]
+        recipe = self.setup.recipe
         try:
+            path = self.stream.sources.scored
             return open_for_scoring(path, "val", recipe.eval.input_scale, self.setup.classes, "this run")
         except UserError as error:
             raise UserError(f"loop.eval_every is set: {error}; or give --set loop.eval_every=0") from None
 
-    def _say_capped(self, batch: Batch) -> None:
-        """Say once that some cells hold more classes than the recipe keeps."""
-        if batch.capped and not self.capped and self.world.first:
-            self.capped = True
-            most = self.setup.recipe.data.max_classes_per_cell
-            say(
-                f"{batch.capped} cells of a batch hold more than {most} classes: their lightest are left out and the "
-                "rest renormalised (data.max_classes_per_cell)",
-                self.quiet,
-            )
+    def _open_mixed(self, sync: bool) -> MixedStep:
+        """The loss of a mixture over this network."""
+        assert self.setup.space is not None
+        bank = getattr(self.model, "bank", None)
+        return MixedStep(self.model, build_mixed_objective(self.setup.recipe, self.setup.space, bank), self.world, sync)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -341,28 +363,6 @@ class Trainer:
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
-
-
-class Timed:
-    """The batches of a loader, with a clock on how long the loop waited for them."""
-
-    def __init__(self, source: Feed) -> None:
-        self.source, self.waited, self.began = source, 0.0, time.perf_counter()
-        self.last: Batch | None = None
-
-    def next(self) -> Batch:
-        """The next batch; an error of a data worker is raised here."""
-        before = time.perf_counter()
-        batch = next(self.source)
-        self.waited += time.perf_counter() - before
-        return batch
-
-    def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, and how many of them were waiting."""
-        now = time.perf_counter()
-        seconds, waited = now - self.began, self.waited
-        self.began, self.waited = now, 0.0
-        return seconds, waited
 
 
 def shadows(model: nn.Module) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:

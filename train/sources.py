@@ -71,6 +71,11 @@ class Sources:
         return {str(p): m.splits[self.split].samples for p, m in zip(self.paths, self.manifests, strict=True)}
 
     @property
+    def scored(self) -> Path:
+        """The shard set whose split "val" is scored in training."""
+        return self.paths[0]
+
+    @property
     def space(self) -> None:
         """The label space of a mixture: none here."""
         return None
@@ -166,12 +171,26 @@ class MixedSources:
     Args:
         names: of the sources, in the recipe's order.
         each: their shard sets.
+        labels: of what kind theirs are.
         space: the classes of all of them.
     """
 
     names: tuple[str, ...]
     each: tuple[Sources, ...]
+    labels: tuple[Labels, ...]
     space: LabelSpace
+
+    @property
+    def scored(self) -> Path:
+        """The shard set whose split "val" is scored in training: the first that has pixel labels of all classes.
+
+        Raises:
+            UserError: none has.
+        """
+        for source, labels in zip(self.each, self.labels, strict=True):
+            if labels == "pixel" and source.classes.digest == self.classes.digest:
+                return source.paths[0]
+        raise UserError(f"no source has pixel labels with all {len(self.classes)} classes of the mixture to score")
 
     @property
     def classes(self) -> ClassTable:
@@ -219,7 +238,7 @@ def open_all(words: Sequence[str], recipe: Recipe) -> Sources | MixedSources:
         Given(str(opened.paths[0]), opened.classes, source.labels == "pixel", source.known)
         for source, opened in zip(recipe.mixture.sources, each, strict=True)
     ]
-    return MixedSources(tuple(paths), each, unite(given))
+    return MixedSources(tuple(paths), each, tuple(source.labels for source in recipe.mixture.sources), unite(given))
 
 
 def open_sources(paths: Sequence[Path], recipe: Recipe, labels: Labels = "pixel") -> Sources:

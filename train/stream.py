@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -276,6 +277,28 @@ class Feed:
     def close(self) -> None:
         """Let go of the loader, whatever else (a traceback, say) holds this object: its workers end now."""
         self._source = None
+
+
+class Timed:
+    """The batches of a loader, with a clock on how long the loop waited for them."""
+
+    def __init__(self, source: Feed) -> None:
+        self.source, self.waited, self.began = source, 0.0, time.perf_counter()
+        self.last: Batch | None = None
+
+    def next(self) -> Batch:
+        """The next batch; an error of a data worker is raised here."""
+        before = time.perf_counter()
+        batch = next(self.source)
+        self.waited += time.perf_counter() - before
+        return batch
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last lap, and how many of them were waiting."""
+        now = time.perf_counter()
+        seconds, waited = now - self.began, self.waited
+        self.began, self.waited = now, 0.0
+        return seconds, waited
 
 
 def _collate(items: Sequence[Item | Failure]) -> Batch | Failure:

@@ -15,6 +15,7 @@ EPILOG = """\b
 Example:
   seg-norms --run runs/camvid
   seg-eval --run runs/camvid --shards data/camvid --split val
+  torchrun --nproc-per-node 4 --no-python seg-norms --run runs/camvid
 """
 
 
@@ -36,27 +37,30 @@ def command(folder: Path, paths: tuple[Path, ...], device: str, quiet: bool) -> 
     called again, it goes on where it was.
     """
     yield_cores()
-    from train.distributed import World, choose_device, enough_memory  # torch takes a second to import
+    from train.distributed import enough_memory, join  # torch takes a second to import
     from train.norm_statistics import exact_norms
     from train.run import open_run
     from train.sources import open_sources
     from train.stream import Stream
 
     run = open_run(folder)
+    if run.recipe.mixture is not None:
+        raise UserError("found a run of a mixture, expected one of a single kind of label; leave seg-norms out for it")
     sources = open_sources(paths or [Path(source["path"]) for source in run.sources], run.recipe)
     if [source["digest"] for source in sources.describe()] != run.digests:
         raise UserError(
             f"run {folder} was trained on other shard sets (their digests differ); give its own as --shards"
         )
-    world = World(choose_device(device))
-    with Progress(None, "batches", quiet) as progress, enough_memory("use --device cpu"):
+    with join(device) as world, enough_memory("use --device cpu"):
+        silent = quiet or not world.first
+        with Progress(None, "batches", silent) as progress:
 
-        def watch(done: int, of: int) -> None:
-            progress.set(of=of)
-            progress.advance(1)
+            def watch(done: int, of: int) -> None:
+                progress.set(of=of)
+                progress.advance(1)
 
-        path, samples = exact_norms(run, Stream(sources, run.recipe), world, watch)
-    say(f"BatchNorm statistics: exact averages over {samples} training samples: {path}", quiet)
+            path, samples = exact_norms(run, Stream(sources, run.recipe), world, watch)
+    say(f"BatchNorm statistics: exact averages over {samples} training samples: {path}", silent)
 
 
 main = main_of(command)

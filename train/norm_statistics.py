@@ -1,6 +1,7 @@
 """BatchNorm statistics as exact averages over the training set, taken after training.
 
     seg-norms --run runs/demo
+    torchrun --nproc-per-node 4 --no-python seg-norms --run runs/demo
 
 The statistics that training leaves are decayed moving averages: they know the last few dozen batches, seen by earlier
 weights. Here the final weights see every training sample once more (Krešo et al. 2021, section 5.1), cropped and
@@ -10,8 +11,10 @@ works as in training, batch statistics included; sums are in float64. Batches ar
 equal in size as the number of samples allows.
 
 Nothing is drawn from anywhere but (seed, epoch, place), so the result is the same each time; every `SAVE_EVERY`
-batches the sums are saved and a run that was stopped goes on from there. The result is a checkpoint of its own beside
-the run's, which seg-eval and seg-predict then take.
+batches the sums are saved (16 bytes a channel) and a run that was stopped goes on from there. Under torchrun the ranks
+share the batches, which are the same ones whatever the number of ranks, and their sums are added at the end; each rank
+saves its own, which as many ranks go on from. The result is a checkpoint of its own beside the run's, which seg-eval
+and seg-predict then take.
 """
 
 from __future__ import annotations
@@ -70,8 +73,8 @@ def exact_norms(run: Run, stream: Stream, world: World, watch: Watcher = lambda 
     Args:
         run: the run; its folder holds a checkpoint.
         stream: its training samples.
-        world: one process on one device.
-        watch: told after each batch.
+        world: this process among all; every rank calls this.
+        watch: told after each batch of this rank.
 
     Returns:
         The file, and how many samples were seen.
@@ -91,18 +94,38 @@ def exact_norms(run: Run, stream: Stream, world: World, watch: Watcher = lambda 
     sums = _watched_layers(model)
     of = checkpoint.digest(source)
     parts = epoch_parts(saved.step, run.recipe.loop.batch, run.recipe.loop.accumulate, len(stream))
-    partial = run.folder / PARTIAL
-    first = _resumed(partial, of, len(parts), sums, world.device)
-    with _counting(model, sums), batches(stream, world, positions=parts[first:]) as source_of:
-        for number in range(first, len(parts)):
+    own = range(world.rank, len(parts), world.size)
+    partial = run.folder / _partial_name(world)
+    done = _resumed(partial, of, len(parts), sums, world.device)
+    with _counting(model, sums), batches(stream, world, positions=[parts[i] for i in own[done:]]) as source_of:
+        for number in own[done:]:
             _look(model, next(source_of).to(world.device).images, run, number, world)
-            if (number + 1) % SAVE_EVERY == 0:
-                _save(partial, of, number + 1, len(parts), sums)
-            watch(number + 1, len(parts))
+            done += 1
+            if done % SAVE_EVERY == 0:
+                _save(partial, of, done, len(parts), sums)
+            watch(done, len(own))
+    _add_up(sums, world)
     path = run.folder / checkpoint.NORMS
-    checkpoint.save(path, _with_statistics(saved, sums, of, len(stream)))
+    if world.first:
+        checkpoint.save(path, _with_statistics(saved, sums, of, len(stream)))
+    world.wait()
     partial.unlink(missing_ok=True)
     return path, len(stream)
+
+
+def _partial_name(world: World) -> str:
+    return PARTIAL if world.size == 1 else f"norms.rank-{world.rank}-of-{world.size}.partial.pt"
+
+
+def _add_up(sums: dict[str, Sums], world: World) -> None:
+    """Let every rank have the sums of all, by one all-reduce in float64."""
+    if world.size == 1:
+        return
+    flat = torch.cat([torch.cat([s.mean.new_tensor([s.values]), s.mean, s.variance]).cpu() for s in sums.values()])
+    totals = world.sum_counts(flat).split([1 + 2 * len(s.mean) for s in sums.values()])
+    for own, total in zip(sums.values(), totals, strict=True):
+        own.values = float(total[0])
+        own.mean, own.variance = total[1:].chunk(2)
 
 
 def epoch_parts(step: int, batch: int, accumulate: int, samples: int) -> list[list[int]]:
@@ -120,7 +143,8 @@ def _watched_layers(model: nn.Module) -> dict[str, Sums]:
     if not moving:
         why = "all are frozen (model.freeze_norm)" if layers else "it has none"
         raise UserError(f"no BatchNorm statistics to take: {why}; leave seg-norms out for this run")
-    return {name: Sums() for name in moving}
+    zeros = {name: torch.zeros(layers[name].num_features, dtype=torch.float64) for name in moving}
+    return {name: Sums(0.0, zero, zero.clone()) for name, zero in zeros.items()}
 
 
 @contextmanager

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch import distributed as process_group
 from torch import nn
 
 from shards.errors import UserError
 from tests.train.conftest import Call, recipe
+from tests.train.test_distributed import free_port
 from tests.train.test_loop import WORLD, trainer
-from train import checkpoint, norm_statistics
+from train import checkpoint, cli_norms, norm_statistics
 from train.config import Recipe
+from train.distributed import World
 from train.inference import load_model
 from train.models import build_model
 from train.norm_statistics import PARTIAL, epoch_parts, exact_norms
@@ -231,3 +238,112 @@ def test_sums_of_one_batch_by_hand() -> None:
     spread = [0, 1, 2, 3, 12, 13, 14, 15]
     expected = sum((x - 7.5) ** 2 for x in spread) / 7
     assert all(math.isclose(float(v), 8 * expected) for v in own.variance)
+
+
+def rank_of(rank: int, port: int, folder: Path, results: Any) -> None:
+    """What one of several processes does."""
+    torch.set_num_threads(1)
+    run, size = open_run(folder), 2
+    process_group.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    told: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm_statistics, "SAVE_EVERY", 1)
+        patch.setattr(norm_statistics, "_with_statistics", lambda saved, sums, of, samples: results.put(sums) or saved)
+        samples = exact_norms(run, stream_of(run), World(torch.device("cpu"), rank, size), lambda *n: told.append(n))[1]
+    results.put((rank, told, samples))
+    process_group.destroy_process_group()
+
+
+def on_two_ranks(folder: Path) -> tuple[dict[str, Any], list[tuple[int, list[tuple[int, int]], int]]]:
+    """The sums that rank 0 would write, and what each rank was told."""
+    context, port = multiprocessing.get_context("fork"), free_port()
+    results = context.Queue()
+    processes = [context.Process(target=rank_of, args=(rank, port, folder, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in range(3)]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    sums = [entry for entry in found if isinstance(entry, dict)]
+    assert len(sums) == 1
+    return sums[0], sorted(entry for entry in found if isinstance(entry, tuple))
+
+
+def alone(run: Run) -> dict[str, Any]:
+    """The sums of one process."""
+    kept: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm_statistics, "_with_statistics", lambda saved, sums, of, samples: kept.append(sums) or saved)
+        exact_norms(run, stream_of(run), WORLD)
+    return kept[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses CUDA cannot be forked")
+def test_two_ranks_share_the_batches_and_find_the_same(folder: Path) -> None:
+    """Stopped and called again, each rank goes on from its own sums; those of another number of ranks are no use."""
+    run = open_run(folder)
+    expected = alone(run)
+    found, told = on_two_ranks(folder)
+    assert told == [(0, [(1, 2), (2, 2)], 11), (1, [(1, 1)], 11)]
+    assert found.keys() == expected.keys()
+    for name, own in expected.items():
+        assert found[name].values == own.values > 0
+        torch.testing.assert_close(found[name].mean, own.mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[name].variance, own.variance, rtol=1e-12, atol=1e-12)
+    assert (folder / checkpoint.NORMS).is_file()
+    assert not list(folder.glob("*.partial.pt"))
+    again = _stopped_as_rank_0(run, folder)
+    found, told = on_two_ranks(folder)
+    assert told == [(0, [(2, 2)], 11), (1, [(1, 1)], 11)]
+    assert all(torch.equal(found[name].mean, again[name]) for name in again)
+
+
+def _stopped_as_rank_0(run: Run, folder: Path) -> dict[str, torch.Tensor]:
+    """Leave the file of rank 0 of 2 after one of its two batches; the means that two ranks find in one go."""
+    means = {name: own.mean for name, own in on_two_ranks(folder)[0].items()}
+
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm_statistics, "SAVE_EVERY", 1)
+        with pytest.raises(KeyboardInterrupt):
+            exact_norms(run, stream_of(run), World(torch.device("cpu"), 0, 2), stop)
+    assert (folder / "norms.rank-0-of-2.partial.pt").stat().st_size < 200_000
+    return means
+
+
+def command_of(rank: int, port: str, folder: Path) -> None:
+    """The command as torchrun starts it; what it says goes to a file."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    sys.argv = ["seg-norms", "--run", str(folder), "--device", "cpu"]
+    with Path(f"{folder}.said{rank}").open("w") as sys.stdout:
+        cli_norms.main()
+
+
+def test_the_command_under_torchrun(folder: Path) -> None:
+    context, port = multiprocessing.get_context("fork"), str(free_port())
+    processes = [context.Process(target=command_of, args=(rank, port, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    said = [Path(f"{folder}.said{rank}").read_text() for rank in range(2)]
+    assert "exact averages over 11 training samples" in said[0]
+    assert said[1] == ""
+    norms, run = checkpoint.load(folder / checkpoint.NORMS).model, open_run(folder)
+    expected = checkpoint.load(exact_norms(run, stream_of(run), WORLD)[0]).model
+    for name, value in expected.items():
+        torch.testing.assert_close(norms[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_runs_of_mixtures_are_refused(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(folder)
+    mixed = run.recipe.model_copy(update={"mixture": object()})
+    monkeypatch.setattr("train.run.open_run", lambda folder: replace(run, recipe=mixed))
+    code, _, err = call("seg-norms", "--run", folder)
+    assert code == 2
+    assert "found a run of a mixture" in err

@@ -49,7 +49,8 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
 
 def views_of(recipe: Recipe, device: torch.device, scales: Sequence[float] | None = None, flip: bool = False) -> Views:
     """The views of a recipe's evaluation, or other scales; `flip` adds the mirror image."""
-    return Views(scales or recipe.eval.scales, flip or recipe.eval.flip, use_bf16(recipe, device))
+    given, bf16 = recipe.eval, use_bf16(recipe, device)
+    return Views(scales or given.scales, flip or given.flip, bf16, given.window, given.stride)
 
 
 def load_model(run: Run, device: torch.device, exact_norms: bool = True) -> tuple[nn.Module, int]:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 import shards
 from shards.errors import SettingsError
-from tests.train.conftest import Call
+from tests.train.conftest import Call, recipe
 from tests.train.shardset import scene
 from tests.train.test_cosine_loss import Largest
 from train import inference, score_maps
 from train.config import Loss, Model
-from train.inference import Views, classes_of, leading, predict, predict_top
+from train.inference import Views, classes_of, leading, predict, predict_top, views_of
 from train.models import Cosined, CosineModel, EmbeddingModel, build_model
 from train.windows import starts
 
@@ -184,6 +184,13 @@ def test_windows_that_cannot_be() -> None:
     ):
         with pytest.raises(SettingsError, match=told):
             Views(**wrong)  # type: ignore[arg-type]
+
+
+def test_windows_are_the_recipes() -> None:
+    chosen = recipe(eval={"window": [64, 96], "stride": [32, 64]})
+    assert views_of(chosen, CPU).window == (64, 96)
+    assert views_of(chosen, CPU).steps == (32, 64)
+    assert views_of(recipe(), CPU).window is None
 
 
 def test_tiny_images_with_windows_and_mirror() -> None:

@@ -10,6 +10,7 @@ there again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,10 @@ def begin(model: nn.Module, start: Start, recipe: Recipe, classes: ClassTable) -
         SettingsError: the checkpoint is of another architecture; names the first tensor, found and expected shapes.
         FormatError: its class table is broken.
     """
-    own = model.state_dict()
+    own = _network(model.state_dict())
     anew = _new_tensors(own, start, recipe, classes)
-    given = {name: tensor for name, tensor in start.saved.model.items() if name not in anew}
-    model.load_state_dict({**own, **given})
+    given = {name: tensor for name, tensor in _network(start.saved.model).items() if name not in anew}
+    model.load_state_dict({**model.state_dict(), **given})
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in own if name in anew))
     rest = f"; its classes are others, so these layers start anew: {', '.join(layers)}" if layers else ""
     return f"starting from the network of {start.path}, step {start.saved.step}: {len(given)} tensors{rest}"
@@ -104,6 +105,11 @@ def _new_tensors(own: dict[str, Tensor], start: Start, recipe: Recipe, classes: 
     return anew
 
 
+def _network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the memory of classes (train/models/memory_bank.py), which a new run begins without."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("bank.")}
+
+
 def _shapes(recipe: Recipe, count: int) -> dict[str, Tensor]:
     """The state dict of the recipe's network for `count` classes, without numbers."""
     config = recipe.model.model_copy(update={"weights": "none"})
@@ -114,7 +120,7 @@ def _shapes(recipe: Recipe, count: int) -> dict[str, Tensor]:
 
 def _refuse(start: Start, recipe: Recipe, anew: set[str], own: dict[str, Tensor]) -> None:
     """Raise SettingsError at the first tensor, but for those of `anew`, that one side lacks or that differs in form."""
-    given = start.saved.model
+    given = _network(start.saved.model)
     for name in dict.fromkeys([*own, *given]):
         found, expected = _form(given.get(name)), _form(own.get(name))
         if found != expected and name not in anew:

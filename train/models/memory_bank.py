@@ -150,17 +150,21 @@ class MemoryBank(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        for name, mine in (("slots", self.slots), ("count", self.count)):
-            saved = state_dict.get(prefix + name)
-            if saved is None:
-                missing_keys.append(prefix + name)
-            elif saved.shape != mine.shape or saved.dtype != mine.dtype:
+        given = {name: state_dict.get(prefix + name) for name in ("slots", "count")}
+        missing_keys += [prefix + name for name, saved in given.items() if saved is None]
+        slots, count = given["slots"], given["count"]
+        if slots is None or count is None:
+            return
+        for name, saved, mine in (("slots", slots, self.slots), ("count", count, self.count)):
+            if saved.shape != mine.shape or saved.dtype != mine.dtype:
                 error_msgs.append(
                     f"{prefix}{name}: a memory of {list(saved.shape)} {saved.dtype}, expected {list(mine.shape)} "
                     f"{mine.dtype}"
                 )
-            else:
-                mine.copy_(saved)
+                return
+        self.count.copy_(count)
+        seen = self.count > 0  # what was never seen takes no memory here either
+        self.slots[seen] = slots[seen.to(slots.device)].to(self.slots.device)
 
 
 def occurrence(values: Tensor) -> Tensor:

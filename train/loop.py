@@ -123,7 +123,7 @@ class Trainer:
         self.optimiser = build_optimizer(model, recipe.optim)
         check_search(self.model, recipe.loss)
         self.loss = build_objective(recipe)
-        self.oddities = Oddities(recipe, self.quiet or not self.world.first)
+        self.oddities = Oddities(recipe)
         self.mixed = self._open_mixed(recipe.loss.memory_sync) if self.setup.space else None
         self._buffers = shadows(self.model)
         self.bf16 = use_bf16(recipe, self.world.device)
@@ -253,7 +253,7 @@ class Trainer:
         batches = []
         for _ in range(self.setup.recipe.loop.accumulate):
             batch = timed.next()
-            self.oddities.look(batch)
+            self.oddities.look(batch, self.quiet or not self.world.first)
             batches.append(batch.to(self.world.device))
             timed.last = timed.last if batch.tags is not None else batches[-1]
         return mixed.backward(batches, lambda batch: self._output(wrapped, batch), self.stopping)
@@ -273,7 +273,7 @@ class Trainer:
                 loss.backward()
             cost, mass = cost + loss.detach(), mass + weight.detach()
             keys += batch.keys
-            self.oddities.look(batch)
+            self.oddities.look(batch, self.quiet or not self.world.first)
             timed.last = batch
         return cost, mass, keys
 

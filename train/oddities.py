@@ -15,21 +15,20 @@ class Oddities:
 
     Args:
         recipe: of the run.
-        quiet: say nothing.
     """
 
     recipe: Recipe
-    quiet: bool = False
     said: set[tuple[str, int]] = field(default_factory=set)
 
-    def look(self, batch: Batch) -> None:
-        """Say what is odd of a batch and has not been said."""
+    def look(self, batch: Batch, quiet: bool = False) -> None:
+        """Say what is odd of a batch and has not been said; nothing where `quiet`."""
         if batch.capped:
             most = self.recipe.data.max_classes_per_cell
             self._say(
                 ("capped", 0),
                 f"{batch.capped} cells of a batch hold more than {most} classes: their lightest are left out and the "
                 "rest renormalised (data.max_classes_per_cell)",
+                quiet,
             )
         if batch.untagged and self.recipe.mixture is not None:
             name = self.recipe.mixture.sources[batch.source].name
@@ -37,9 +36,10 @@ class Oddities:
                 ("untagged", batch.source),
                 f"{batch.untagged} of {len(batch.keys)} images of a batch of {name!r} have no tag: they add nothing to "
                 'the loss (log.jsonl counts them as "untagged")',
+                quiet,
             )
 
-    def _say(self, kind: tuple[str, int], text: str) -> None:
+    def _say(self, kind: tuple[str, int], text: str, quiet: bool) -> None:
         if kind not in self.said:
-            say(text, self.quiet)
+            say(text, quiet)
         self.said.add(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ MISSING = (
 BASE = (
     "Base classes, for scores of base and novel ones: a file with one name a line, or a shard set. Default: the run's."
 )
+WINDOW = "Look at the image in windows of HEIGHT,WIDTH pixels (or one number); none: at once. Default: the recipe's."
+STRIDE = "From one window to the next, DOWN,RIGHT (or one number). Default: the window's size."
 MAP = "Further pairs of classes, run to shard set: a TSV of wnid and class (seg-prep map), or of from and to."
 
 
@@ -51,6 +54,33 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
     if not scales or not all(0 < scale <= 8 for scale in scales):
         raise SettingsError(f"--scales {text!r}: expected numbers above 0 and at most 8 such as 0.5,0.75,1")
     return scales
+
+
+def parse_windows(window: str | None, stride: str | None) -> dict[str, tuple[int, int] | None]:
+    """ "512,512" or "512" and a stride as fields of `Views`; {} of nothing: the recipe's stay.
+
+    Raises:
+        SettingsError: neither one nor two whole numbers, a stride alone, or one that leaves gaps.
+    """
+    if window is None:
+        if stride is not None:
+            raise SettingsError(f"--stride {stride!r}: expected --window as well")
+        return {}
+    if window == "none":
+        return {"window": None, "stride": None}
+    size, step = _pair(window, "--window"), None if stride is None else _pair(stride, "--stride")
+    if min(size) < 32:
+        raise SettingsError(f"--window {window!r}: expected at least 32 pixels a side")
+    if step is not None and not (1 <= step[0] <= size[0] and 1 <= step[1] <= size[1]):
+        raise SettingsError(f"--stride {stride!r}: expected 1 to the window's own size, {size[0]},{size[1]}")
+    return {"window": size, "stride": step}
+
+
+def _pair(text: str, option: str) -> tuple[int, int]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 2) or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise SettingsError(f"{option} {text!r}: expected pixels such as 512 or 512,768 (height, width)")
+    return int(parts[0]), int(parts[-1])
 
 
 @click.command(epilog=EPILOG)
@@ -68,6 +98,8 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
 @click.option("--missing", type=click.Choice(["refuse", "count", "leave-out"]), default="refuse", help=MISSING)
 @click.option("--map", "mapping", type=click.Path(path_type=Path), help=MAP)
 @click.option("--base", metavar="PATH", help=BASE)
+@click.option("--window", help=WINDOW)
+@click.option("--stride", help=STRIDE)
 @click.option("--limit", type=click.IntRange(1), help="Score the first so many samples only.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
@@ -85,6 +117,8 @@ def command(
     missing: Missing,
     mapping: Path | None,
     base: str | None,
+    window: str | None,
+    stride: str | None,
     limit: int | None,
     quiet: bool,
 ) -> None:
@@ -92,7 +126,7 @@ def command(
 
     The shard set may have other classes than the run; they are matched by name.
     """
-    factors = parse_scales(scales)
+    factors, windows = parse_scales(scales), parse_windows(window, stride)
     yield_cores()
     from train.distributed import enough_memory, join  # torch takes a second to import: --help does without
     from train.inference import views_of
@@ -104,7 +138,7 @@ def command(
     choice = Choice(classes, missing, mapping, base)
     target = open_target(run, shard_set, split, shown, choice)
     with join(device) as world, enough_memory("use smaller --scales or --input-scale, or --device cpu"):
-        views = views_of(run.recipe, world.device, factors, flip)
+        views = replace(views_of(run.recipe, world.device, factors, flip), **windows)
         place = report or folder / f"report-{split}"
         facts = facts_of(target, run.classes, choice)
         result, page = _evaluate(run, target, views, world, place, limit, quiet, not moving_norms, facts)
@@ -161,6 +195,7 @@ def _evaluate(
         "manifest_digest": target.manifest.digest,
         "scales": list(views.scales),
         "flip": views.flip,
+        **({"window": list(views.window), "stride": list(views.steps)} if views.window else {}),
         "input_scale": target.input_scale,
         **(facts or {}),
     }

@@ -220,8 +220,7 @@ class Answering:
         """int64 [H, W], classes 0..C-1, or C for an answer that is none of them; and the sample as it is scored."""
         h, w = example.hard.shape
         extent = covered((h, w), self.split.input_scale, self.split.manifest.filter)
-        restricted = {} if self._allowed is None else {"classes": self._allowed}
-        prediction = predict(self.model, example.shown, (h, w), self.views, self.device, extent, **restricted)
+        prediction = predict(self.model, example.shown, (h, w), self.views, self.device, extent, self._allowed)
         if self._place is None:
             return prediction, example
         return self._place[prediction], replace(example, hard=self._kept[example.hard])

@@ -2,6 +2,7 @@
 
     seg-predict --run runs/demo --out pictures street.jpg another.png
     seg-predict --run runs/demo --out pictures --top 5 street.jpg       # numpy.load("pictures/street.top.npz")
+    seg-predict --run runs/demo --out pictures --legend street.jpg      # the overlay with its classes named
 
 A bad image costs one line; the others are done.
 """
@@ -24,6 +25,7 @@ from shards.classes import ClassTable
 from shards.codec import decode_image, image_facts
 from shards.errors import SegshardsError, UserError
 from shards.picture import overlay
+from train.figure import classes_shown, with_legend
 from train.inference import Views, as_label, covered, predict, predict_top
 from train.run import Run
 
@@ -31,7 +33,15 @@ MOST_BYTES = 1 << 30
 
 
 def predict_files(
-    model: nn.Module, run: Run, paths: Sequence[Path], out: Path, views: Views, device: torch.device, top: int = 0
+    model: nn.Module,
+    run: Run,
+    paths: Sequence[Path],
+    out: Path,
+    views: Views,
+    device: torch.device,
+    top: int = 0,
+    classes: Sequence[int] | None = None,
+    legend: bool = False,
 ) -> list[str]:
     """Write <name>.label.png and <name>.overlay.png for each image, and <name>.top.npz where `top` is above 0.
 
@@ -43,6 +53,8 @@ def predict_files(
         views: scales and flip.
         device: where to compute.
         top: how many of the most likely classes are written (see `write_top`).
+        classes: those of the run that there are to choose from, ascending; None: all. Ids stay the run's.
+        legend: write <name>.legend.png as well: the overlay, and below it the names of its classes, novel ones marked.
 
     Returns:
         One line for each image that could not be used.
@@ -50,8 +62,9 @@ def predict_files(
     Raises:
         UserError: two images would be written to the same files, or `top` is more than there are classes.
     """
-    if top > len(run.classes):
-        raise UserError(f"--top {top}: found {len(run.classes)} classes in the run; give at most as many")
+    choice = len(run.classes if classes is None else classes)
+    if top > choice:
+        raise UserError(f"--top {top}: found {choice} classes in the run; give at most as many")
     twice = [name for name, count in Counter(path.stem for path in paths).items() if count > 1]
     if twice:
         raise UserError(f"two images are named {twice[0]!r}: their results would overwrite each other; rename one")
@@ -63,17 +76,38 @@ def predict_files(
         except SegshardsError as error:
             problems.append(str(error))
             continue
-        h, w = image.shape[:2]
-        extent = covered((h, w), run.recipe.eval.input_scale, run.sources[0]["filter"])
-        if top:
-            ids, shares = predict_top(model, shown(image, run), (h, w), views, device, extent, top)
-            label = as_label(ids[0])
-            write_top(out / f"{path.stem}.top.npz", ids, shares, run.classes)
-        else:
-            label = as_label(predict(model, shown(image, run), (h, w), views, device, extent))
+        label = _predicted(model, run, image, views, device, top, classes, out / f"{path.stem}.top.npz")
         label_image(label, run.classes).save(out / f"{path.stem}.label.png")
-        Image.fromarray(overlay(image, label, run.classes)).save(out / f"{path.stem}.overlay.png")
+        picture = overlay(image, label, run.classes)
+        Image.fromarray(picture).save(out / f"{path.stem}.overlay.png")
+        if legend:
+            base = run.space.base if run.space else None
+            named = with_legend(picture, classes_shown(label, run.classes, base))
+            Image.fromarray(named).save(out / f"{path.stem}.legend.png")
     return problems
+
+
+def _predicted(
+    model: nn.Module,
+    run: Run,
+    image: npt.NDArray[np.uint8],
+    views: Views,
+    device: torch.device,
+    top: int,
+    classes: Sequence[int] | None,
+    top_file: Path,
+) -> npt.NDArray[np.uint16]:
+    """The label uint16 [H, W] of an image; the `top` likeliest classes go to a file where that is above 0."""
+    h, w = image.shape[:2]
+    extent = covered((h, w), run.recipe.eval.input_scale, run.sources[0]["filter"])
+    ids_of = torch.arange(len(run.classes)) if classes is None else torch.tensor(classes)
+    if top:
+        places, shares = predict_top(model, shown(image, run), (h, w), views, device, extent, top, classes)
+        ids = ids_of.to(places.device)[places]
+        write_top(top_file, ids, shares, run.classes)
+        return as_label(ids[0])
+    places = predict(model, shown(image, run), (h, w), views, device, extent, classes)
+    return as_label(ids_of.to(places.device)[places])
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:

@@ -42,19 +42,37 @@ def open_target(run: Run, shard_set: Path, split: str, input_scale: str, choice:
         UserError: as `train.evaluate.open_for_scoring`, `train.class_match.match` and `train.class_names`.
         FormatError: as those.
     """
-    whose = f"run {run.folder}"
-    if choice.classes in ("shards", "run"):
-        allowed: Any = choice.classes
-    else:
-        names = names_at(choice.classes, "--classes")
-        typed = not (Path(choice.classes) / MANIFEST).is_file()
-        allowed = known_names(names, run.classes, "--classes", whose) if typed else frozenset(names)
+    whose, which = f"run {run.folder}", choice.classes
+    allowed: Any = which if which in ("shards", "run") else _names_to_answer(run, which)
     pairs = None
     if choice.mapping is not None:
         pairs = read_pairs(choice.mapping, run.classes, load_manifest(shard_set).class_table)
     rule = Rule(allowed, choice.missing, pairs)
     target = open_for_scoring(shard_set, split, input_scale, run.classes, whose, rule, base_of(run))
     return target if choice.base is None else replace(target, base=_named_base(choice.base, run.classes, target))
+
+
+def classes_to_answer(run: Run, text: str) -> list[int] | None:
+    """The run's classes that an option allows, ascending: None for "run", else those that a path names.
+
+    Raises:
+        SettingsError: neither, or names that are no classes of the run.
+    """
+    if text == "run":
+        return None
+    names = _names_to_answer(run, text)
+    found = [place for place, name in enumerate(run.classes.names) if name in names]
+    if not found:
+        raise SettingsError(f"--classes {text!r}: none of its {len(names)} names is a class of run {run.folder}")
+    return found
+
+
+def _names_to_answer(run: Run, text: str) -> frozenset[str]:
+    """The names at a path; what a person has typed must be the run's, a shard set may have other classes too."""
+    names = names_at(text, "--classes")
+    if (Path(text) / MANIFEST).is_file():
+        return frozenset(names)
+    return known_names(names, run.classes, "--classes", f"run {run.folder}")
 
 
 def open_categories(run: Run, shard_set: Path, split: str, input_scale: str, base: str | None) -> Split:

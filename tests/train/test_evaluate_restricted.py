@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +11,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 import shards
 from shards.classes import ClassTable
 from shards.errors import FormatError, SegshardsError, SettingsError, UserError
-from tests.train.conftest import MAINS, Call
+from tests.train.conftest import MAINS, Call, recipe
 from tests.train.shardset import CLASSES, COLOURS, scene, write
 from tests.train.test_cli import RECIPE
 from train.class_match import Rule, match
 from train.class_names import names_at, read_pairs
 from train.distributed import World
 from train.evaluate import Example, Split, evaluate, open_for_scoring
-from train.inference import Views, load_model, predict
+from train.inference import Views, load_model, views_of
 from train.metrics_split import SplitMetrics
 from train.run import open_run
 
-restricts = pytest.mark.skipif("classes" not in inspect.signature(predict).parameters, reason="on its way")
 CPU = torch.device("cpu")
 WORLD = World(CPU)
 RUN = ClassTable.make(("dog", "person", "wall", "tree", "road", "car"))
@@ -84,7 +83,6 @@ def scored(path: Path, rule: Rule, base: np.ndarray | None = None, run: ClassTab
     return evaluate(model, split, Views(), WORLD)[0], split
 
 
-@restricts
 def test_answers_are_restricted_to_the_shard_sets_classes(shard_set: Path) -> None:
     scores, split = scored(shard_set, Rule())
     pairs = answers_of(split, set(CLASSES.names))
@@ -119,7 +117,6 @@ def test_answers_outside_are_shown_as_void(shard_set: Path) -> None:
         assert got.dtype == np.uint16
 
 
-@restricts
 def test_only_named_classes_are_answers(shard_set: Path) -> None:
     allowed = frozenset({"dog", "person", "wall", "car"})
     scores, split = scored(shard_set, Rule(allowed, "count"))
@@ -153,7 +150,6 @@ def test_a_class_that_the_run_does_not_have(shard_set: Path) -> None:
     assert np.array_equal(seen[0].hard, bare[0][1])
 
 
-@restricts
 def test_base_and_novel_classes(shard_set: Path) -> None:
     """The run's base classes are wall and person; of the shard set's, road and car are novel."""
     base = np.array([name in ("dog", "person", "wall") for name in RUN.names])
@@ -281,18 +277,19 @@ def test_counts_are_a_few_numbers_a_class() -> None:
 
 # --- as people call it -------------------------------------------------------------------------------------------
 
+SETTINGS = ("loop.steps=25", "optim.name=adamw", "optim.lr=0.01", "eval.input_scale=1")
 SIX = ClassTable.make(("dog", "person", "wall", "tree", "road", "car"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step on scenes of six classes."""
+    """A run of some steps on scenes of six classes, enough to answer several of them."""
     place = tmp_path_factory.mktemp("restricted")
     six = write(place / "six", {"train": [scene(i, classes=6) for i in range(2)]}, classes=SIX)
     (place / "tiny.toml").write_text(RECIPE)
     words = ["--shards", str(six), "--recipe", str(place / "tiny.toml"), "--out", str(place / "run"), "--quiet"]
     with pytest.MonkeyPatch.context() as patch:
-        settings = [word for s in ("loop.steps=1", "eval.input_scale=1") for word in ("--set", s)]
+        settings = [word for s in SETTINGS for word in ("--set", s)]
         patch.setattr("sys.argv", ["seg-train", *words, *settings])
         with pytest.raises(SystemExit) as ended:
             MAINS["seg-train"]()
@@ -314,7 +311,6 @@ def by_hand(folder: Path, path: Path, allowed: list[str]) -> list[float | None]:
     return [iou_of(pairs, k) for k in range(4)]
 
 
-@restricts
 def test_seg_eval_on_other_classes(call: Call, folder: Path, shard_set: Path, tmp_path: Path) -> None:
     """Restricted by default; --classes run; --base; what was done is in the table, the JSON and the report."""
     (tmp_path / "base.txt").write_text("road\nwall\n")
@@ -325,6 +321,7 @@ def test_seg_eval_on_other_classes(call: Call, folder: Path, shard_set: Path, tm
         assert code == 0, err
         scores = json.loads((tmp_path / "s.json").read_text())
         want = by_hand(folder, shard_set, list(allowed))
+        assert len(set(want)) > 2  # several classes are answered
         assert list(scores["per_class"].values()) == pytest.approx(want)
         assert scores["miou_novel"] == pytest.approx(mean(want[2:]))
         assert scores["matched"]["allowed"] == len(allowed)
@@ -336,7 +333,6 @@ def test_seg_eval_on_other_classes(call: Call, folder: Path, shard_set: Path, tm
         assert "novel classes" in (tmp_path / "report" / "index.html").read_text()
 
 
-@restricts
 def test_seg_eval_says_what_cannot_be_answered(call: Call, folder: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "o", {"val": [scene(0)]}, classes=ClassTable.make(("road", "sky", "car", "sea")))
     words = ("seg-eval", "--run", folder, "--shards", other, "--report", tmp_path / "report")
@@ -373,3 +369,94 @@ def test_seg_eval_refuses(
     assert (code, out, len(err.strip().splitlines())) == (2, "", 1)
     with pytest.raises(SegshardsError, match=found):
         raise SegshardsError(err)
+
+
+# --- windows, choices and legends --------------------------------------------------------------------------------
+
+
+def test_windows_are_asked_for(call: Call, folder: Path, shard_set: Path, tmp_path: Path) -> None:
+    """A window of the image's own size changes nothing; smaller ones give what `predict` gives with them."""
+    words = ("seg-eval", "--run", folder, "--shards", shard_set, "--quiet", "--report", tmp_path / "report")
+    found = {}
+    for options in ((), ("--window", "64,96"), ("--window", "32,64", "--stride", "16,32"), ("--window", "none")):
+        code, _, err = call(*words, *options, "--json", tmp_path / "s.json")
+        assert code == 0, err
+        found[options] = json.loads((tmp_path / "s.json").read_text())
+    plain, whole, small, none = found.values()
+    assert (whole.pop("window"), whole.pop("stride")) == ([64, 96], [64, 96])
+    assert plain == whole == none
+    assert (small["window"], small["stride"]) == ([32, 64], [16, 32])
+    split = open_for_scoring(shard_set, "val", "1", SIX, "r", Rule())
+    model, _ = load_model(open_run(folder), CPU)
+    want, _ = evaluate(model, split, Views(window=(32, 64), stride=(16, 32)), WORLD)
+    assert small["per_class"] == want["per_class"] != plain["per_class"]
+
+
+def test_a_recipe_asks_for_windows(folder: Path) -> None:
+    opened = open_run(folder)
+    assert views_of(opened.recipe, CPU) == Views((1.0,))
+    asked = opened.recipe.eval.model_copy(update={"window": (64, 48), "stride": (32, 48)})
+    views = views_of(opened.recipe.model_copy(update={"eval": asked}), CPU)
+    assert (views.window, views.stride) == ((64, 48), (32, 48))
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--window", "x"), "--window 'x': expected pixels such as 512"),
+        (("--window", "31"), "--window '31': expected at least 32"),
+        (("--window", "64,-3"), "--window '64,-3'"),
+        (("--window", "64", "--stride", "65"), "--stride '65': expected 1 to the window's own size, 64,64"),
+        (("--window", "64", "--stride", "0,9"), "--stride '0,9'"),
+        (("--stride", "64"), "--stride '64': expected --window as well"),
+    ],
+)
+def test_windows_that_are_refused(call: Call, folder: Path, options: tuple[str, ...], found: str) -> None:
+    for words in (("seg-eval", "--shards", "x"), ("seg-predict", "--out", "o", "a.png")):
+        code, _, err = call(words[0], "--run", folder, *words[1:], *options)
+        assert (code, len(err.strip().splitlines())) == (2, 1)
+        assert found in err
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"stride": [64, 64]}, "expected eval.window as well"),
+        ({"window": [16, 64]}, "at least 32"),
+        ({"window": [64, 64], "stride": [64, 65]}, "at most eval.window"),
+    ],
+)
+def test_windows_of_recipes_that_are_refused(keys: dict[str, list[int]], found: str) -> None:
+    with pytest.raises(SettingsError, match=found):
+        recipe(eval=keys)
+    assert "window" not in recipe().to_dict()["eval"]  # runs from before there were windows go on
+    assert recipe(eval={"window": [64, 64]}).to_dict()["eval"]["window"] == [64, 64]
+
+
+def test_seg_predict_chooses_and_names(call: Call, folder: Path, shard_set: Path, tmp_path: Path) -> None:
+    """Ids stay the run's whatever there is to choose from; the legend names what is shown."""
+    image = scene(9).image
+    Image.fromarray(image).save(tmp_path / "a.png")
+    (tmp_path / "two.txt").write_text("tree\ndog\n")
+    words = ("seg-predict", "--run", folder, tmp_path / "a.png", "--legend")
+    model, _ = load_model(open_run(folder), CPU)
+    with torch.no_grad():
+        logits = model(torch.tensor(image).permute(2, 0, 1)[None])[0]
+    for value, ids in (("run", range(6)), (tmp_path / "two.txt", [0, 3]), (shard_set, [1, 2, 4, 5])):
+        out = tmp_path / f"out{len(ids)}"
+        code, _, err = call(*words, "--classes", value, "--out", out, "--top", "2")
+        assert code == 0, err
+        want = np.array(ids)[logits[list(ids)].argmax(0).numpy()]
+        assert np.array_equal(np.array(Image.open(out / "a.label.png")), want)
+        top = np.load(out / "a.top.npz")
+        assert np.array_equal(top["ids"][0], want)
+        assert set(np.unique(top["ids"])) <= set(ids)
+        overlay, legend = (np.array(Image.open(out / f"a.{kind}.png")) for kind in ("overlay", "legend"))
+        assert np.array_equal(legend[: len(overlay), : overlay.shape[1]], overlay)
+        assert len(legend) > len(overlay)
+    code, _, err = call(*words, "--classes", tmp_path / "two.txt", "--out", tmp_path / "o", "--top", "3")
+    assert code == 2
+    assert "--top 3: found 2 classes" in err
+    code, _, err = call(*words, "--classes", "ade20k", "--out", tmp_path / "o")
+    assert code == 2
+    assert "--classes 'ade20k': found neither a shard set nor a file" in err

@@ -125,7 +125,7 @@ def test_classes_in_another_order_are_other_classes(tmp_path: Path) -> None:
 
 MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "another encoder": (
-        {"encoder": "mobilenetv3_small_075"},
+        {"encoder": "mobilenetv3_small_075", "dropout": 0.5},
         {},
         r"encoder\.\S+ found \[16, 16, 1, 1\], expected \[8, 16, 1, 1\] \(model\.encoder was 'mobilenetv3_small_075', "
         r"is 'mobilenetv3_small_050'\)",

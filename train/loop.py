@@ -32,6 +32,7 @@ from shards.terminal import Progress, say
 from train import checkpoint, compilation, mixture, panel
 from train.batch import Batch
 from train.checkpoint import Checkpoint
+from train.class_match import Rule
 from train.distributed import World, enough_memory
 from train.evaluate import Split, evaluate, open_for_scoring
 from train.inference import use_bf16, views_of
@@ -324,18 +325,21 @@ class Trainer:
         self.world.share_buffers(self.model)
         scores, _ = evaluate(self.model, val, views_of(self.setup.recipe, self.world.device), self.world)
         self.model.train()
-        values = {name: scores[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "fwiou")}
+        names = ("miou", "miou_base", "miou_novel", "pixel_accuracy", "mean_accuracy", "fwiou")
+        values = {name: scores[name] for name in names if name in scores}
         log.write({"step": self.step, "eval": {**values, "per_class": scores["per_class"]}})
         log.curves(self.step, values, "val")
         if self.world.first:
             say(f"step {self.step}: val mIoU {per_cent(values['miou'])}", self.quiet)
 
     def _open_val(self) -> Split:
-        """The split "val" of the first shard set: opened before the first step, as a later refusal would cost a run."""
+        """The split that is scored: opened before the first step, as a later refusal would cost a run."""
         recipe = self.setup.recipe
         try:
             path = self.stream.sources.scored
-            return open_for_scoring(path, "val", recipe.eval.input_scale, self.setup.classes, "this run")
+            space = self.setup.space
+            rule, base = (Rule(), space.base) if space else (None, None)  # a mixture has other classes than each set
+            return open_for_scoring(path, "val", recipe.eval.input_scale, self.setup.classes, "this run", rule, base)
         except UserError as error:
             raise UserError(f"loop.eval_every is set: {error}; or give --set loop.eval_every=0") from None
 

@@ -182,15 +182,18 @@ class MixedSources:
 
     @property
     def scored(self) -> Path:
-        """The shard set whose split "val" is scored in training: the first that has pixel labels of all classes.
+        """The shard set whose split "val" is scored in training: of those with labels for it, the one with the most
+        novel classes, the first of several.
 
         Raises:
-            UserError: none has.
+            UserError: none has labels for it.
         """
-        for source, labels in zip(self.each, self.labels, strict=True):
-            if labels == "pixel" and source.classes.digest == self.classes.digest:
-                return source.paths[0]
-        raise UserError(f"no source has pixel labels with all {len(self.classes)} classes of the mixture to score")
+        found = [one for source in self.each for one in zip(source.paths, source.manifests, strict=True)]
+        labelled = [(path, m) for path, m in found if "val" in m.splits and m.splits["val"].labelled]
+        if not labelled:
+            raise UserError("no shard set of the mixture has a split 'val' with pixel labels")
+        novel = {name for name, base in zip(self.classes.names, self.space.base, strict=True) if not base}
+        return max(labelled, key=lambda one: len(novel.intersection(one[1].class_table.names)))[0]
 
     @property
     def classes(self) -> ClassTable:

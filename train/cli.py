@@ -133,6 +133,7 @@ def _origin(start: Start | None, old: Run | None) -> dict[str, str] | None:
 def _dry_run(setup: Run, sources: Sources | MixedSources, start: Start | None) -> int:
     from train import mixture
     from train.mixed_stream import make_stream
+    from train.objective_mixed import remembered
     from train.plan import make_plan
     from train.start import check
 
@@ -142,7 +143,8 @@ def _dry_run(setup: Run, sources: Sources | MixedSources, start: Start | None) -
     if start is not None:
         check(start, recipe, setup.classes)
     if os.environ.get("RANK", "0") == "0":
-        plan = make_plan(recipe, len(setup.classes), sources.counts, sources.largest(recipe), ranks)
+        kept, size = remembered(recipe, setup.space), sources.largest(recipe)
+        plan = make_plan(recipe, len(setup.classes), sources.counts, size, ranks, kept)
         click.echo("\n".join(plan.lines()))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,19 @@ def of_batch(model: nn.Module, batch: Batch, classes: ClassTable) -> npt.NDArray
     with torch.inference_mode():
         found = as_label(classes_of(model(images)))  # [n, H, W]
     model.train()
-    labels = heaviest(batch)
+    labels = enlarged(heaviest(batch), images.shape[2:])
     rows = [
         np.concatenate([image, colourise(label, classes), colourise(prediction, classes)], axis=1)
         for image, label, prediction in zip(images.permute(0, 2, 3, 1).cpu().numpy(), labels, found, strict=True)
     ]
     return np.concatenate(rows)
+
+
+def enlarged(labels: npt.NDArray[Any], size: Sequence[int]) -> npt.NDArray[Any]:
+    """Labels [n, h, w] at (H, W), each cell as the square that it stands for (`data.target_stride`)."""
+    height, width = size
+    factor = -(-height // labels.shape[1])
+    return labels.repeat(factor, 1).repeat(factor, 2)[:, :height, :width]
 
 
 def heaviest(batch: Batch) -> npt.NDArray[Any]:

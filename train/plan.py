@@ -8,7 +8,7 @@ on top.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train.config import Recipe
 from train.losses import soft_cross_entropy
 from train.losses.cosine import dense_scores, rows_of, steep_rows
+from train.mixture import turns
 from train.models import Cosined, Embedded, SegmentationModel, build_model
 from train.objective import build_objective
 
@@ -41,6 +42,7 @@ class Plan:
         optimiser_memory: the optimiser's state.
         activation_memory: what the forward pass saves, in float32.
         samples: of each source.
+        bank_memory: what a mixture remembers of its classes.
     """
 
     recipe: Recipe
@@ -53,35 +55,62 @@ class Plan:
     optimiser_memory: int
     activation_memory: int
     samples: Mapping[str, int]
+    bank_memory: int = 0
 
     @property
     def memory(self) -> int:
         """All of it, in float32."""
-        return self.weights_memory + self.optimiser_memory + self.activation_memory
+        return self.weights_memory + self.optimiser_memory + self.activation_memory + self.bank_memory
 
     @property
     def epochs(self) -> float:
-        """Passes over all samples."""
+        """Passes over all samples; in a mixture, over those of its first source."""
+        if self.recipe.mixture is not None:
+            return next(iter(self.epochs_by_source.values()))
         total = sum(self.samples.values())
         return self.recipe.loop.steps * self.recipe.loop.batch / total if total else 0.0
 
+    @property
+    def epochs_by_source(self) -> dict[str, float]:
+        """Passes over the samples of each source of a mixture."""
+        mixture, loop = self.recipe.mixture, self.recipe.loop
+        if mixture is None:
+            return {}
+        seen = turns(mixture).before(loop.steps * mixture.parts) * (loop.batch // mixture.parts)
+        pairs = zip(self.samples.items(), seen.tolist(), strict=True)
+        return {name: count / samples if samples else 0.0 for (name, samples), count in pairs}
+
     def lines(self) -> list[str]:
         """The plan for people, a line a fact."""
-        model, loop = self.recipe.model, self.recipe.loop
+        model = self.recipe.model
         h, w = self.size
         parts = (self.weights_memory, self.optimiser_memory, self.activation_memory)
         weights, state, saved = (f"{part / MIB:,.0f}" for part in parts)
-        sources = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
+        bank = f", memory of classes {self.bank_memory / MIB:,.0f}" if self.bank_memory else ""
         return [
             f"recipe      {self.recipe.name}: {self.recipe.description}",
             f"model       {model.arch} over {model.encoder}, weights {model.weights}",
             f"parameters  {self.parameters / 1e6:.2f} M ({self.encoder_parameters / 1e6:.2f} M in the encoder)",
             f"compute     {self.multiply_adds / 1e9:.2f} G multiply-adds a megapixel, forward",
             f"memory      {self.memory / MIB:,.0f} MiB a device for {self.per_device} x {h} x {w} in float32: weights "
-            f"and gradients {weights}, optimiser {state}, activations {saved} (about half of these under bf16)",
-            f"steps       {loop.steps:,} of {loop.batch} images in {loop.accumulate} part(s), {self.epochs:.1f} epochs",
-            f"samples     {sources}",
+            f"and gradients {weights}, optimiser {state}, activations {saved} (about half of these under bf16){bank}",
+            *self._samples(),
         ]
+
+    def _samples(self) -> list[str]:
+        """Steps and what they show: a line for all sources, or one for each of a mixture."""
+        mixture, loop = self.recipe.mixture, self.recipe.loop
+        steps = f"steps       {loop.steps:,} of {loop.batch} images in {loop.accumulate} part(s)"
+        if mixture is None:
+            sources = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
+            return [f"{steps}, {self.epochs:.1f} epochs", f"samples     {sources}"]
+        quotas, epochs = turns(mixture).quotas, self.epochs_by_source
+        lines = [
+            f"source      {source.name}: {source.labels} labels, {self.samples[source.name]:,} samples, {quota} of "
+            f"every {sum(quotas)} parts, {epochs[source.name]:.1f} epochs"
+            for source, quota in zip(mixture.sources, quotas, strict=True)
+        ]
+        return [f"{steps} of {loop.batch // mixture.parts} x {mixture.parts} by source", *lines]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -99,11 +128,18 @@ class Plan:
             "steps": self.recipe.loop.steps,
             "epochs": self.epochs,
             "samples": dict(self.samples),
+            **({"bank_bytes": self.bank_memory} if self.bank_memory else {}),
+            **({"epochs_by_source": self.epochs_by_source} if self.recipe.mixture is not None else {}),
         }
 
 
 def make_plan(
-    recipe: Recipe, num_classes: int, samples: Mapping[str, int], size: tuple[int, int], world_size: int = 1
+    recipe: Recipe,
+    num_classes: int,
+    samples: Mapping[str, int],
+    size: tuple[int, int],
+    world_size: int = 1,
+    remembered: Sequence[int] = (),
 ) -> Plan:
     """Measure what a recipe needs.
 
@@ -111,15 +147,18 @@ def make_plan(
         recipe: the run.
         num_classes: C of the class table.
         samples: labelled samples of each source, by the source's name.
-        size: (height, width) of a training sample where the recipe does not crop.
+        size: (height, width) of a training sample where the recipe does not crop; of a mixture, of its largest samples.
         world_size: devices that share the global batch.
+        remembered: the classes that a cosine head keeps a memory of.
 
     Raises:
         SettingsError: the network cannot be built.
     """
     config = recipe.model if recipe.model.weights == "none" else recipe.model.model_copy(update={"weights": "none"})
-    model = build_model(config, num_classes, recipe.loss).to("meta")
-    size = recipe.augment.crop or size
+    model = build_model(config, num_classes, recipe.loss, remembered)
+    bank = getattr(model, "bank", None)
+    model = model.to("meta")
+    size = size if recipe.mixture is not None else recipe.augment.crop or size
     per_device = max(1, recipe.loop.batch // (recipe.loop.accumulate * world_size))
     parameters = sum(p.numel() for p in model.parameters())
     held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
@@ -135,6 +174,7 @@ def make_plan(
         optimiser_memory=4 * parameters * states,
         activation_memory=saved_bytes(model, _loss(recipe), (per_device, *size), recipe.data.target_stride),
         samples=dict(samples),
+        bank_memory=0 if bank is None else bank.bytes,
     )
 
 

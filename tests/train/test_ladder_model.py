@@ -328,7 +328,7 @@ def test_an_encoder_ends_at_the_pyramid_and_one_map_is_not_copied() -> None:
         ({"up": 8, "down": 8}, "model.dilated = none with model.down = 8: expected the same number"),
         ({"dilated": 16, "down": 32}, "model.dilated = 16 with model.down = 32: expected the same number"),
         ({"down": 16, "up": 32}, "model.up = 32: expected at most model.down = 16"),
-        ({"head": "embedding"}, 'expected "dense" with model.arch = "ladder"'),
+        ({"head": "embedding"}, 'expected "dense" or "cosine" with model.arch = "ladder"'),
         ({"encoder": "resnet18", "down": 32, "dropout": 0.2}, "expected 0 with a ladder over resnet18"),
         ({"encoder": "resnet18", "down": 32, "segments": "unit"}, 'expected "none", as resnet18 has no such layers'),
         ({"segments": "5x5"}, "segments"),

@@ -11,7 +11,7 @@ import torch
 
 from shards.errors import SettingsError
 from tests.train.conftest import recipe
-from tests.train.test_loop import WORLD, equal, losses, stop_at, trainer, weights
+from tests.train.test_loop import WORLD, equal, losses, stop_at, trainer, void_set, weights
 from train.config import Recipe
 from train.losses import LadderLoss, soft_cross_entropy
 from train.losses.auxiliary import auxiliary_loss
@@ -67,6 +67,27 @@ def test_rates_fall_by_epochs(straight: Path) -> None:
     found = [line["lr"] for line in read_log(straight) if "lr" in line]
     begun = [0, 0, 0, 11 / 4, 11 / 4, 11 / 4]  # steps 0..5 of 4 samples: the second epoch begins within step 2
     assert found == pytest.approx([0.001 * (1 + math.cos(math.pi * b / 6)) for b in begun])
+
+
+def test_crops_of_void_alone_teach_nothing(tmp_path: Path) -> None:
+    """No number of the loss is NaN; weights stay to the bit where there is no decay, statistics move."""
+    config = ladder({"steps": 2}, optim={"weight_decay": 0.0})
+    made = trainer(void_set(tmp_path / "s"), tmp_path / "run", config)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    assert made.run().loss is None
+    assert losses(tmp_path / "run") == [None, None]
+    found = weights(tmp_path / "run")
+    moved = {name.rpartition(".")[2] for name, value in found.items() if not torch.equal(value, before[name])}
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"}
+    assert all(torch.isfinite(value).all() for value in found.values())
+
+
+def test_a_batch_of_one_square_crop_is_refused_and_a_wide_one_trains(shard_set: Path, tmp_path: Path) -> None:
+    one = {"steps": 1, "batch": 1}
+    with pytest.raises(SettingsError, match=r"training batch of 1 image of 64 x 64.*raise loop.batch"):
+        trainer(shard_set, tmp_path / "square", ladder(one, augment={"crop": [64, 64]})).run()
+    assert trainer(shard_set, tmp_path / "wide", ladder(one, augment={"crop": [32, 64]})).run().finished
+    assert math.isfinite(losses(tmp_path / "wide")[0])
 
 
 def test_resume_is_exact(shard_set: Path, straight: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
     return scales
 
 
-def parse_windows(window: str | None, stride: str | None) -> dict[str, tuple[int, int] | None]:
+def parse_windows(window: str | None, stride: str | None) -> dict[str, Any]:
     """ "512,512" or "512" and a stride as fields of `Views`; {} of nothing: the recipe's stay.
 
     Raises:

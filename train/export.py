@@ -4,7 +4,8 @@
     written.check.difference                                  # the largest one from the network itself
 
 The graph takes images [B, 3, H, W], RGB in 0..255, uint8 (or float32); normalising, padding, the network and resizing
-to the input's size are inside (train/deployed.py). Batch and size are free, H and W from 32 up, unless `fixed`.
+to the input's size are inside (train/deployed.py). Batch and size are free, H and W from 32 up, unless `fixed`; a .pt2
+of some encoders (ConvNeXt) takes 33 and more, which its description says ("smallest_side").
 
 What is written is run before it is published: ONNX by onnxruntime, .pt2 by torch, both read back from the file, at
 batches and sizes other than the traced ones, and compared with the run's own network. A file that differs is not
@@ -101,8 +102,11 @@ def export_run(run: Run, out: Path, asked: Export) -> Written:
     with tempfile.TemporaryDirectory(prefix=".seg-export-", dir=out.parent) as place, torch.no_grad():
         partial = Path(place) / f"model{'.onnx' if kind == 'onnx' else '.pt2'}"
         program = trace(deployed(model, asked.output), asked)
+        smallest = SMALLEST if kind == "onnx" else _least_side(program)
+        card["input"]["smallest_side"] = smallest
         (write_onnx if kind == "onnx" else write_program)(program, partial, card, asked)
-        found = compare(model, partial, asked.output, asked.floating, asked.size, asked.fixed) if asked.check else None
+        given = (asked.output, asked.floating, asked.size, asked.fixed, smallest)
+        found = compare(model, partial, *given) if asked.check else None
         publish_bytes(card_path, json.dumps(card, indent=1, ensure_ascii=False).encode() + b"\n")
         partial.replace(out)
     sync_folder(out.parent)
@@ -224,6 +228,11 @@ def _name_axes(graph: Any, card: dict[str, Any]) -> None:
                 axis.dim_param = length
             else:
                 axis.dim_value = length
+
+
+def _least_side(program: torch.export.ExportedProgram) -> int:
+    """The least height and width that the program takes: of some encoders more than 32 (ConvNeXt: 33)."""
+    return max([SMALLEST, *(int(limits.lower) for limits in program.range_constraints.values())])
 
 
 def _forget_branches(program: torch.export.ExportedProgram) -> None:

@@ -2,9 +2,9 @@
 
     seg-grouping attention --run runs/larvseg --image room.jpg --tag sofa --tag lamp --out room-attention.png
 
-The maps are those of training (train/losses/attention.py) on the whole image: the same memory, background rule and
-settings; candidates are the classes of the run's image-labelled sources. Any tag may have a map whose class the memory
-knows, also where the recipe asks for novel ones alone.
+The maps are those of training (train/losses/attention.py) on the whole image, at the first of `eval.scales`: the same
+memory, background rule and settings; candidates are the classes of the run's image-labelled sources. Any tag may have a
+map whose class the memory knows, also where the recipe asks for novel ones alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from shards.errors import SettingsError
 from train import checkpoint
 from train.figure import heat, sheet
-from train.inference import Views, covered, look
+from train.inference import Views, covered, look, scaled
 from train.label_space import LabelSpace
 from train.losses.attention import Memory, OneImage, attention_maps
 from train.losses.image_level import pairs_of
@@ -91,7 +91,7 @@ def attention_of(
         run: settings, classes, label space.
         image: uint8 [H, W, 3], at the source's size.
         tags: classes of the run, ascending.
-        views: only `bf16` counts.
+        views: the first scale and `bf16` count.
         device: where to compute.
 
     Returns:
@@ -104,7 +104,7 @@ def attention_of(
     size = image.shape[0], image.shape[1]
     extent = covered(size, run.recipe.eval.input_scale, run.sources[0]["filter"])
     with torch.inference_mode():
-        small = shown(image, run)
+        small = scaled(shown(image, run), views.scales[0])
         output: Cosined = look(model, small, Views(bf16=views.bf16), device)[0]
         candidates = _candidates(run.space, len(run.classes), tags).to(device)
         rows = torch.tensor([[0, tag] for tag in tags], device=device)

@@ -10,7 +10,7 @@ with the highest cosine. The network's classes play no part.
 Chosen where the paper is silent: features are those of the feature grid, and a drawn pixel's is that of the cell that
 it lies in. Cosines are upsampled bilinearly to the label's size. The drawn pixels are scored with the others. All
 categories of an image compete (or only those that are scored: `rivals`); an image without a scored category is left
-out. The network looks once at the whole image: `eval.scales`, `eval.flip` and windows are left aside.
+out. The network looks once at the whole image, at the first of `eval.scales`; `eval.flip` and windows are left aside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shards.order import generator
 from train.distributed import World
 from train.evaluate import Example, Split
 from train.figure import heat, marked, sheet
-from train.inference import Views, best_class, covered, look
+from train.inference import Views, best_class, covered, look, scaled
 from train.metrics import Counts
 from train.models import EmbeddingModel
 from train.models.cosine import CosineModel
@@ -89,9 +89,10 @@ def features_of(model: SegmentationModel, image: U8, views: Views, device: torch
     Args:
         model: in evaluation mode, on `device`.
         image: what the network is shown.
-        views: only `bf16` counts.
+        views: the first scale and `bf16` count.
         device: where to compute.
     """
+    resized = scaled(image, views.scales[0])
 
     def cells(pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         h, w = pixels.shape[2:]
@@ -103,8 +104,8 @@ def features_of(model: SegmentationModel, image: U8, views: Views, device: torch
         return last if isinstance(last, Tensor) else torch.cat(list(last), 1), padded  # a ladder's maps are lists
 
     with torch.inference_mode():
-        found, padded = look(cells, image, Views(bf16=views.bf16), device)[0]
-        return FeatureGrid(on_sphere(found.float(), 1)[0], padded, (image.shape[0], image.shape[1]))
+        found, padded = look(cells, resized, Views(bf16=views.bf16), device)[0]
+        return FeatureGrid(on_sphere(found.float(), 1)[0], padded, (resized.shape[0], resized.shape[1]))
 
 
 Watcher = Callable[[Example], None]
@@ -127,7 +128,7 @@ def score_groups(
     Args:
         model: on the world's device; set to evaluation mode here.
         split: the samples.
-        views: only `bf16` counts.
+        views: the first scale and `bf16` count.
         world: this process among all.
         chosen: bool [C], the categories that are scored.
         rivals: "present": all categories of the image compete; "scored": the chosen ones; others' pixels are void.

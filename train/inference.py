@@ -171,7 +171,7 @@ def as_label(prediction: torch.Tensor) -> npt.NDArray[np.uint16]:
     return prediction.to(torch.int32).cpu().numpy().astype(np.uint16)
 
 
-def _scaled(image: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
+def scaled(image: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
     """The image at `factor` times its size, antialiased."""
     h, w = (max(1, int(length * factor + 0.5)) for length in image.shape[:2])
     return shards.resize_image_to(image, (h, w), "triangle") if (h, w) != image.shape[:2] else image
@@ -213,7 +213,7 @@ def _maps(
     scale and mirror image, unmade."""
     maps: list[ScoreMap] = []
     for factor in views.scales:
-        shown = _scaled(image, factor)
+        shown = scaled(image, factor)
         h, w = shown.shape[:2]
         looks = glances(model, shown, views, device)
         if isinstance(looks[0][0].output, Cosined):
@@ -262,7 +262,7 @@ def _looks(
 ) -> Iterator[tuple[torch.Tensor, Embedded]]:
     """Pixel embeddings float32 [1, d, h, w] of each view, turned back where it is mirrored, and the whole output."""
     for factor in views.scales:
-        shown = _scaled(image, factor)
+        shown = scaled(image, factor)
         h, w = shown.shape[:2]
         for mirrored, windows in enumerate(glances(model, shown, views, device)):
             pixels = stitched([(window.top, window.left, window.output.pixels[0].float()) for window in windows])

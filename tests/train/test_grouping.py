@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from shards import resize_image_to
 from shards.classes import ClassTable
 from shards.errors import SettingsError
 from shards.order import generator
@@ -148,6 +149,16 @@ def test_a_pixel_responds_to_itself_most(odd: Split) -> None:
     cosines = torch.einsum("d,dhw->hw", grid.cells[:, row, column], grid.cells)
     assert float(cosines[row, column]) == pytest.approx(1)
     assert float(cosines.max()) < 1 + 1e-5
+
+
+def test_images_are_looked_at_at_the_first_scale() -> None:
+    """Half as large: the same as the smaller image, for points of a map of any size."""
+    image = scene(1, (64, 96)).image
+    half = features_of(network(), image, Views((0.5, 2.0), flip=True), CPU)
+    small = features_of(network(), resize_image_to(image, (32, 48), "triangle"), Views(), CPU)
+    assert torch.equal(half.cells, small.cells)
+    assert (half.shown, half.padded) == ((32, 48), (32, 48))
+    assert half.cell(63, 95, (64, 96)) == (7, 11)
 
 
 def test_tiny_images_are_grown() -> None:

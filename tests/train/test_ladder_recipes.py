@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import nn
 from tests.train.conftest import Call
 from train.checkpoint import load
 from train.config import load_recipe, recipe_names
+from train.mixture import of_source
 from train.models.build import build_model
 from train.run import open_run
 
@@ -67,6 +69,13 @@ ROWS = {
     "ldn169-32-4-voc-aug": Row("densenet169", 32, 4, 512, FULL, AUG, 100, 0.125, (), WIDE),
     "ldn169-32-4-voc": Row("densenet169", 32, 4, 512, FULL, VOC, 100, 0.125, (80.5,), WIDE),
 }
+MIXED = {
+    "ldn121-64-4-s4-cityscapes-vistas": Row(
+        "densenet121", 64, 4, 448, HALF, 20_975, 300, 0.25, (76.2, 73.9, 68.7), {"split_block": 4}
+    ),
+    "ldn169-64-4-rob": Row("densenet169", 64, 4, 768, FULL, 2 * 3_745, 300, 0.25, (), WIDE),  # half of them rooms
+}
+ALL = ROWS | MIXED
 SMALL = (
     "loop.steps=1", "loop.batch=2", "loop.image_every=0", "data.workers=0", "augment.crop=[64,64]",
     "model.weights=none",
@@ -86,23 +95,24 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.models.ladder.densenet.timm.create_model", create_model)
 
 
-def train(call: Call, shards: Path, name: str, out: Path, *more: object) -> str:
+def train(call: Call, shards: Path | list[str], name: str, out: Path, *more: object) -> str:
     """One small step of a recipe; what was said."""
+    given = [word for place in ([shards] if isinstance(shards, Path) else shards) for word in ("--shards", place)]
     encoder = ("model.encoder=mobilenetv3_small_050",) if name.startswith("lrn") else ()
     settings = [word for setting in (*SMALL, *encoder) for word in ("--set", setting)]
-    words = ("--shards", shards, "--recipe", name, "--out", out, "--device", "cpu", *settings, *more)
+    words = (*given, "--recipe", name, "--out", out, "--device", "cpu", *settings, *more)
     code, said, err = call("seg-train", *words)
     assert code == 0, err
     return said
 
 
 def test_the_table_is_of_all_of_them() -> None:
-    assert sorted(ROWS) == [name for name in recipe_names() if load_recipe(name).model.arch == "ladder"]
+    assert sorted(ALL) == [name for name in recipe_names() if load_recipe(name).model.arch == "ladder"]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", ALL)
 def test_settings_are_the_papers(name: str) -> None:
-    row, recipe = ROWS[name], load_recipe(name)
+    row, recipe = ALL[name], load_recipe(name)
     model, optim, schedule, loop = recipe.model, recipe.optim, recipe.schedule, recipe.loop
     assert (model.arch, model.encoder, model.down, model.up) == ("ladder", row.encoder, row.down, row.up)
     usual = {
@@ -124,7 +134,7 @@ def test_settings_are_the_papers(name: str) -> None:
     assert (schedule.name, schedule.unit, schedule.min_lr) == ("cosine", "epoch", 1e-6)
     assert loop.batch == 16
     assert abs(loop.steps * 16 - row.epochs * row.images) < 16
-    assert (loop.accumulate, recipe.mixture) == (1, None)
+    assert (loop.accumulate, recipe.mixture is None) == ((2, False) if name in MIXED else (1, True))
     assert recipe.eval.input_scale == {FULL: "1", HALF: "1/2"}.get(row.rescale, "1/3")
     splits = {"camvid": "test", "kitti": "train"}
     assert [(e.value, e.metric) for e in recipe.expected] == [(value, "miou") for value in row.scores]
@@ -135,6 +145,48 @@ def test_settings_are_the_papers(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_each_trains_a_step(call: Call, shard_set: Path, small: None, tmp_path: Path, name: str) -> None:
     assert "done: step 1, loss " in train(call, shard_set, name, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_each_mixture_trains_a_step_with_the_shard_sets_of_its_comment(
+    call: Call, shard_set: Path, small: None, tmp_path: Path, name: str
+) -> None:
+    named = re.findall(r"--shards ([a-z-]+)=(\S+)", _text(name))
+    assert [source for source, _ in named] == [source.name for source in load_recipe(name).mixture.sources]
+    said = train(
+        call, [f"{source}={shard_set}" for source, _ in named], name, tmp_path / "run", "--set", "loop.batch=4"
+    )
+    assert "done: step 1, loss " in said
+
+
+def test_sources_of_cityscapes_and_vistas_are_their_own_recipes() -> None:
+    """Each is drawn by its size and rescaled as where it is alone."""
+    names = ("ldn121-64-4-s4-cityscapes-half", "ldn121-64-4-s4-vistas")
+    recipe = load_recipe("ldn121-64-4-s4-cityscapes-vistas")
+    alone = [load_recipe(name) for name in names]
+    for source, other, place in zip(recipe.mixture.sources, alone, (0, 1), strict=True):
+        assert of_source(recipe, place).augment == other.augment
+        assert (source.split, source.labels) == ("train", "pixel")
+    shares = [source.share for source in recipe.mixture.sources]
+    assert shares[1] / shares[0] == pytest.approx(18_000 / 2_975, rel=0.01)
+    assert recipe.model == alone[0].model == alone[1].model
+
+
+def test_the_challenges_splits_and_who_is_seen_how_often() -> None:
+    """Section 5.4: Cityscapes train+val, KITTI train, WildDash val, ScanNet train+val; half of the images are rooms."""
+    recipe = load_recipe("ldn169-64-4-rob")
+    sources = {source.name: source for source in recipe.mixture.sources}
+    assert {name: source.split for name, source in sources.items()} == {
+        "cityscapes": "train", "cityscapes-val": "val", "kitti": "train", "wilddash": "val",
+        "scannet": "train", "scannet-val": "val",
+    }  # fmt: skip
+    total = sum(source.share for source in sources.values())
+    seen = {name: recipe.loop.steps * 16 * source.share / total for name, source in sources.items()}
+    assert seen["scannet"] + seen["scannet-val"] == pytest.approx(recipe.loop.steps * 8)
+    images = {"cityscapes": 2975, "cityscapes-val": 500, "kitti": 200, "wilddash": 70, "scannet": 19_466}
+    passes = {name: round(seen[name] / count) for name, count in images.items()}
+    assert passes == {"cityscapes": 295, "cityscapes-val": 281, "kitti": 351, "wilddash": 502, "scannet": 45}
+    assert round(seen["scannet-val"] / 5_436) == 45
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,11 @@ def read_pairs(path: Path, run: ClassTable, of_set: ClassTable) -> dict[str, str
             path, f"found columns {list(reader.fieldnames or ())}, expected wnid and class, or from and to"
         )
     keys = run.wnids if columns[0] == "wnid" else run.names
-    names = {key: name for key, name in zip(keys, run.names, strict=True) if key}
+    names, goals = {key: name for key, name in zip(keys, run.names, strict=True) if key}, set(of_set.names)
     pairs: dict[str, str] = {}
     for number, row in enumerate(reader, 2):
         source, goal = (row[column] or "" for column in columns)
-        if goal not in of_set.names:
+        if goal not in goals:
             raise FormatError(path, f"line {number}: {goal!r} is no class of the shard set; expected one of its names")
         name = names.get(source)
         if name is not None and pairs.setdefault(name, goal) != goal:

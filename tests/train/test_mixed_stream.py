@@ -29,8 +29,8 @@ TAGGED = ClassTable.make(["person", "kite", "road", "moon"])  # ids 3, 4, 0, 5 o
 TAGS = {"t_0": [1, 0], "t_1": [3], "t_2": [], "t_3": [2], "t_4": None}
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="module", name="sets")
+def make_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Five scenes with pixel labels, and five pictures with tags, one greyscale, one tiny."""
     folder = tmp_path_factory.mktemp("sets")
     pixels = write(folder / "pixels", {"train": [scene(i) for i in range(5)]})

@@ -199,13 +199,43 @@ def test_maps_loss_and_gradients_are_the_papers(
 
 
 @pytest.mark.parametrize("single", [False, True])
-def test_every_rule_for_the_background_is_met_by_the_data_of_these_tests(single: bool) -> None:
+def test_every_rule_for_the_background_is_met_and_followed(single: bool) -> None:
     used: set[str] = set()
-    for seed in range(30):
-        slow = Slow(case(seed, labels=0.25), Background(5, 0.35, 2.0), single)
-        slow.maps()
+    background = Background(3, 0.35, 2.0)
+    for seed in range(40):
+        given = case(seed, labels=0.25, full=0.8)
+        slow = Slow(given, background, single)
+        want = list(slow.maps().values())
+        if want:
+            torch.testing.assert_close(ours(given, background, single)[0], torch.stack(want), atol=1e-9, rtol=0)
         used |= slow.used
     assert used == {"named", "unnamed", "none"}
+
+
+def test_a_first_look_in_bfloat16_misses_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thresholds just below what a class scores, where rounding would lose it."""
+    g = torch.Generator().manual_seed(0)
+    cells, table = (F.normalize(torch.randn(n, 64, generator=g), dim=1) for n in (50, 400))
+    source = OneImage(TOP)
+    best = (table @ cells.t()).topk(5).values.mean(1)
+    rounded = (table.bfloat16() @ cells.bfloat16().t()).float().topk(5).values.mean(1)
+    lost = (best - rounded).argsort(descending=True)[:20].tolist()  # scores that rounding lowers most
+    assert float((best - rounded)[lost[-1]]) > 1e-4
+    for c in lost:
+        found = []
+        for quick in (False, True):
+            monkeypatch.setattr(attention, "quick_bfloat16", lambda device, quick=quick: quick)
+            settings = Background(5, float(best[c]) - 1e-6)
+            look = attention._Look(cells[None], table, torch.arange(400), source, settings)
+            assert look.sought.dtype == (torch.bfloat16 if quick else torch.float32)
+            found.append(look._seen(cells).tolist())
+        assert found[0] == found[1]
+        assert c in found[0]
+    monkeypatch.setattr(attention, "quick_bfloat16", lambda device: True)
+    one = attention._Look(
+        cells[None], table, torch.arange(400), source, Background(1, float((table @ cells.t()).max()) - 1e-6)
+    )
+    assert len(one._seen(cells)) == 1
 
 
 @pytest.mark.parametrize("limits", [(1 << 22, 256), (8, 1), (16, 2)])

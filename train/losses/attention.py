@@ -41,6 +41,7 @@ from train.losses.image_level import Pairs, vectors_loss_sum
 COSINES = 1 << 22  # cells x classes that are looked at together
 MEANS = 256  # classes whose means are taken out of a memory together
 SOFTENING = 1e-5  # added to the variance of S_fg - S_bg
+SLACK = 0.01  # above what bfloat16 can move a product of two unit vectors by: 2^-8, and 2^-9 of the result
 
 
 @dataclass(frozen=True)
@@ -207,16 +208,29 @@ class _Look:
             total, count = total + means[elsewhere].sum(0), count + int(elsewhere.sum())
         return total / count if count else -own
 
+    @cached_property
+    def sought(self) -> Tensor:
+        """The vectors of the usable classes; where that is faster, in bfloat16 for a first look."""
+        rows = self.table[self.usable]
+        return rows.bfloat16() if rows.dtype == torch.float32 and quick_bfloat16(rows.device) else rows
+
     def _seen(self, cells: Tensor) -> Tensor:
         """Columns of usable classes whose best cells [N, d] score above the threshold: int64, ascending."""
         top, threshold = min(self.settings.top, len(cells)), self.settings.threshold
-        found = [self.usable[:0]]
-        for columns in self.usable.split(max(1, COSINES // len(cells))):
-            cosines = self.table[columns] @ cells.t()  # [r, N]
-            high = (cosines.amax(1) > threshold).nonzero()[:, 0]  # few: sorting is for these alone
-            best = cosines[high].topk(top, dim=1).values.mean(1)
-            found.append(columns[high[best > threshold]])
+        slack = SLACK if self.sought.dtype == torch.bfloat16 else 0.0
+        first, found = cells.to(self.sought.dtype).t(), [self.usable[:0]]
+        size = max(1, COSINES // len(cells))
+        for rows, columns in zip(self.sought.split(size), self.usable.split(size), strict=True):
+            high = columns[(rows @ first).amax(1) > threshold - slack]  # few: the closer look is for these alone
+            best = (self.table[high] @ cells.t()).topk(top, dim=1).values.mean(1)
+            found.append(high[best > threshold])
         return torch.cat(found)
+
+
+def quick_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are faster than of float32 ones."""
+    told = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cuda" or (device.type == "cpu" and told is not None and bool(told()))
 
 
 def _standard(maps: Tensor) -> Tensor:

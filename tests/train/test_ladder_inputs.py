@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from timm.models.densenet import DenseNet
@@ -14,7 +17,7 @@ from tests.train.test_recompute import Convolutions
 from train.config import Model
 from train.models import build_model
 from train.models.ladder import LadderDenseNet
-from train.models.ladder.units import SEGMENTS
+from train.models.ladder.units import SEGMENTS, halved
 
 __all__ = ["tiny"]  # the fixture
 
@@ -68,15 +71,24 @@ def test_settings_of_the_steps_reach_them() -> None:
 def test_a_segment_holds_little_and_computes_no_convolution_twice_for_nothing(tiny: DenseNet) -> None:
     """Of a unit the 1x1, of a step up what stands before its 3x3, of transitions and heads none; the stem's."""
     chosen, images = SEGMENTS["unit+stem+td+tu"], torch.rand(2, 3, 64, 64) * 255
-    counts = []
+    counts: list[Counter[int]] = []
     for segments in (frozenset(), chosen):
         model = tiny_model(LadderDenseNet("tiny", False, 64, 8, segments=segments), 64, segments=segments).train()
         with Convolutions() as convolutions:
             out = model(images)
             sum(part.square().mean() for part in (out.logits, *out.steps, *out.pools)).backward()
-        counts.append(convolutions.seen)
-    units, stem, steps = 10, 1, 3
+        counts.append(Counter(convolutions.seen))
+    units, steps = 10, 3
     residuals = 2  # of three steps, those whose widths differ
     assert [step.across.__class__.__name__ for step in model.decoder.steps].count("NormActConv") == residuals
     narrow = sum(not isinstance(step.narrow, nn.Identity) for step in model.decoder.steps)
-    assert counts[1] - counts[0] == units + stem + steps + residuals + narrow
+    assert counts[1] - counts[0] == {7: 1, 1: units + steps + residuals + narrow}  # by kernel
+
+
+def test_halved_is_torchs_average_and_its_gradient() -> None:
+    maps = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    own, expected = halved(maps), F.avg_pool2d(maps, 2, 2)
+    assert torch.equal(own, expected)
+    (other,) = torch.autograd.grad((expected * expected.exp()).sum(), maps)
+    (found,) = torch.autograd.grad((own * own.exp()).sum(), maps)
+    assert torch.equal(found, other)

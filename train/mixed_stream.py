@@ -13,21 +13,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Dataset
 
 import shards
-from shards.errors import SegshardsError
 from train.augment import GREY, augment
 from train.batch import NOWHERE, Item, Targets, planar
 from train.config import Recipe
 from train.mixture import of_source, turns
 from train.sources import MixedSources, Sources
-from train.stream import Failure, Stream
+from train.stream import Positioned, Stream
 
 Lookup = npt.NDArray[np.uint16]
 
 
-class MixedStream(Dataset[Item | Failure]):
+class MixedStream(Positioned):
     """The samples of all sources of a mixture.
 
     Args:
@@ -64,12 +62,6 @@ class MixedStream(Dataset[Item | Failure]):
         part, offset = divmod(position, self.part)
         source = self.turns.of(part)
         return source, int(self.turns.before(part)[source]) * self.part + offset
-
-    def __getitem__(self, position: int) -> Item | Failure:
-        try:
-            return self.item(position)
-        except SegshardsError as error:
-            return Failure(error)
 
     def item(self, position: int) -> Item:
         """The augmented sample at `position`, its classes those of the run; raises SegshardsError as `Stream.item`."""

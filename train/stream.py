@@ -49,7 +49,23 @@ class Failure:
     error: SegshardsError
 
 
-class Stream(Dataset[Item | Failure]):
+class Positioned(Dataset[Item | Failure]):
+    """Samples by their position in the order of a run."""
+
+    recipe: Recipe
+
+    def __getitem__(self, position: int) -> Item | Failure:
+        try:
+            return self.item(position)
+        except SegshardsError as error:
+            return Failure(error)
+
+    def item(self, position: int) -> Item:
+        """The augmented sample at `position`; raises SegshardsError."""
+        raise NotImplementedError
+
+
+class Stream(Positioned):
     """The samples of some shard sets by their position in the order of the run.
 
     Args:
@@ -87,12 +103,6 @@ class Stream(Dataset[Item | Failure]):
     def generator(self, position: int) -> np.random.Generator:
         """The randomness of the sample at `position`: a pure function of (seed, epoch, place in the epoch)."""
         return generator("augment", self.recipe.loop.seed, *divmod(position, len(self)))
-
-    def __getitem__(self, position: int) -> Item | Failure:
-        try:
-            return self.item(position)
-        except SegshardsError as error:
-            return Failure(error)
 
     def item(self, position: int) -> Item:
         """The augmented sample at `position`.
@@ -232,7 +242,7 @@ class Positions(Sampler[list[int]]):
 
 @contextmanager
 def batches(
-    stream: Stream, world: World, start: int = 0, positions: Sequence[list[int]] | None = None
+    stream: Positioned, world: World, start: int = 0, positions: Sequence[list[int]] | None = None
 ) -> Iterator[Feed]:
     """This rank's micro-batches from step `start` to the recipe's last, or those of the given positions; data workers
     end with the context."""

@@ -183,6 +183,8 @@ def test_dense_scores_of_many_classes_are_refused_with_the_way_out() -> None:
         CosineLoss(Loss())(output, ids, torch.ones(2, 1, 512, 512))
     with pytest.raises(SettingsError, match="targets of 100 x 90 cells for images of 512 x 512"):
         CosineLoss(Loss())(output, ids[:, :, :100, :90], torch.ones(2, 1, 100, 90))
+    with pytest.raises(SettingsError, match=r"data.target_stride = 8: expected at most 4, the network's stride"):
+        CosineLoss(Loss())(output, ids[:, :, :64, :64], torch.ones(2, 1, 64, 64))
 
 
 class Largest(TorchDispatchMode):

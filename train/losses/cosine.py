@@ -123,10 +123,12 @@ def dense_scores(output: Cosined, table: Tensor, grid: tuple[int, int]) -> Tenso
         grid: (h', w') of the result: a cell for each target_stride x target_stride pixels of the image.
 
     Raises:
-        SettingsError: they would need more than 2 GiB, or the grid is none of the image's.
+        SettingsError: they would need more than 2 GiB, or the grid is coarser or none of the image's.
     """
     batch, (rows, columns) = len(output.features), output.features.shape[2:]
     cell = _cell(output.size, grid)
+    if cell > output.step:
+        raise SettingsError(f"data.target_stride = {cell}: expected at most {output.step}, the network's stride")
     needed = 8 * batch * len(table) * grid[0] * grid[1]
     if needed > MOST:
         raise SettingsError(

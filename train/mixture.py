@@ -74,7 +74,7 @@ class Turns:
 
 
 def turns(mixture: Mixture) -> Turns:
-    """How the sources of a mixture take turns.
+    """How the sources of a mixture take turns; shares count as the nearest fractions with denominators up to `MOST`.
 
     Raises:
         SettingsError: the shares have no cycle of at most `MOST` parts.

@@ -257,7 +257,7 @@ def open_sources(paths: Sequence[Path], recipe: Recipe, labels: Labels = "pixel"
     manifests = tuple(load_manifest(path) for path in paths)
     for path, manifest in zip(paths, manifests, strict=True):
         check_split(path, manifest, recipe.data.split, labels == "pixel")
-        check_scales(path, manifest, recipe.data.split, needed_scales(recipe))
+        check_scales(path, manifest, recipe.data.split, needed_scales(recipe, labels))
         check_classes(paths[0], manifests[0].class_table, path, manifest.class_table)
     split = recipe.data.split
     sets = tuple(
@@ -276,7 +276,7 @@ def _opened_scales(recipe: Recipe, manifest: Manifest, labels: Labels) -> list[s
     """The scales to open of a shard set: those that are needed, and scale 1 where image labels are best read there."""
     split = manifest.splits[recipe.data.split]
     more = ["1"] if labels == "image" and split.labelled and "1" in split.scales else []
-    return list(dict.fromkeys([*needed_scales(recipe), *more]))
+    return list(dict.fromkeys([*needed_scales(recipe, labels), *more]))
 
 
 def _check_tags(sources: Sources) -> None:
@@ -290,10 +290,10 @@ def _check_tags(sources: Sources) -> None:
             )
 
 
-def needed_scales(recipe: Recipe) -> list[str]:
+def needed_scales(recipe: Recipe, labels: Labels = "pixel") -> list[str]:
     """The stored scales that a recipe's training reads; the first one gives the order."""
     scales = [str(Scale.parse(text)) for text in recipe.data.scales]
-    if recipe.data.labels in ("nearest", "nearest-corner"):
+    if labels == "pixel" and recipe.data.labels in ("nearest", "nearest-corner"):
         scales.append("1")  # hard labels are stored there alone
     return list(dict.fromkeys(scales))
 

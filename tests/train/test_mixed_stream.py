@@ -240,7 +240,9 @@ def test_pixel_labels_give_tags_of_the_whole_image(tmp_path: Path, scales: tuple
 
 def test_pixel_labels_without_scale_1_give_the_tags_of_the_soft_label(tmp_path: Path) -> None:
     folder = write(tmp_path / "half", {"train": [scene(i) for i in range(4)]}, scales=("1/2",))
-    stream = opened({"pixels": folder, "tags": folder}, mixed(data={"scales": ["1/2"]}))
+    pixels = write(tmp_path / "pixels", {"train": [scene(9)]}, scales=("1", "1/2"))
+    config = mixed(data={"scales": ["1/2"], "labels": "nearest"})  # pixel labels need scale 1, tags do not
+    stream = opened({"pixels": pixels, "tags": folder}, config)
     for position in range(4):
         item = stream.streams[1].item(position)
         hard = scene(int(item.key[-4:])).hard

@@ -63,7 +63,7 @@ def halved(maps: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and maps.requires_grad):
         return F.avg_pool2d(maps, 2, 2)
-    out: Tensor = _Halved.apply(maps)  # type: ignore[no-untyped-call]
+    out: Tensor = _Halved.apply(maps)
     return out
 
 

@@ -104,7 +104,7 @@ def _apart(found: Tensor, logits: Tensor, output: Output) -> float:
     """The largest difference; infinite where the shapes differ. NaN stays NaN."""
     expected = logits.softmax(1) if output == "softmax" else logits
     if output == "classes":
-        if found.shape != logits[:, 0].shape or int(found.max()) >= logits.shape[1]:
+        if found.shape != logits[:, 0].shape or int(found.int().max()) >= logits.shape[1]:
             return float("inf")
         chosen = logits.gather(1, found[:, None].long())
         return float((logits.amax(1, keepdim=True) - chosen).max())

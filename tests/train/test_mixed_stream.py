@@ -26,7 +26,7 @@ from train.stream import Stream, batches
 
 CPU = torch.device("cpu")
 TAGGED = ClassTable.make(["person", "kite", "road", "moon"])  # ids 3, 4, 0, 5 of the union with CLASSES
-TAGS = {"t_0": [1, 0], "t_1": [3], "t_2": [], "t_3": [2], "t_4": None}
+TAGS = {"t_0": [1, 0], "t_1": [3], "t_2": [], "t_3": [2, 0, 2], "t_4": None}
 
 
 @pytest.fixture(scope="module", name="sets")
@@ -170,7 +170,7 @@ def test_images_come_with_their_tags(sets: dict[str, Path]) -> None:
     assert space.classes.names == ("road", "wall", "car", "person", "kite", "moon")
     found = tagged(sets)
     assert {key: tags for key, (_, tags) in found.items()} == {
-        "t_0": [3, 4], "t_1": [5], "t_2": [], "t_3": [0], "t_4": []
+        "t_0": [3, 4], "t_1": [5], "t_2": [], "t_3": [0, 3], "t_4": []
     }  # fmt: skip
     grey = found["t_1"][0]
     assert grey.shape == (3, 24, 24)
@@ -191,7 +191,7 @@ def test_image_batches_have_rows_of_tags_and_no_cells(sets: dict[str, Path]) -> 
     assert image.ids.shape == image.weights.shape == (5, 1, 0, 0)
     assert image.tags is not None
     assert image.tags.dtype == torch.int64
-    want = {"t_0": [3, 4], "t_1": [5], "t_2": [], "t_3": [0], "t_4": []}
+    want = {"t_0": [3, 4], "t_1": [5], "t_2": [], "t_3": [0, 3], "t_4": []}
     rows = [[index, klass] for index, key in enumerate(image.keys) for klass in want[key]]
     assert image.tags.tolist() == rows
     assert image.untagged == 2
@@ -221,14 +221,15 @@ def test_images_are_rescaled_by_their_own_range(sets: dict[str, Path]) -> None:
     assert np.array_equal(stream.streams[0].item(0).image.shape, (3, 32, 48))
 
 
-@pytest.mark.parametrize("scales", [("1",), ("1/2",), ("1", "1/2")])
+@pytest.mark.parametrize("scales", [("1",), ("1/4",), ("1", "1/4")])
 def test_pixel_labels_give_tags_of_the_whole_image(tmp_path: Path, scales: tuple[str, ...]) -> None:
     """All classes of the label, before any crop, void left out; from scale 1 where that is stored."""
     raws = [scene(i) for i in range(4)]
-    raws[0].hard[3, 3] = 2  # one pixel alone
+    raws[0].hard[raws[0].hard == 2] = 0
+    raws[0].hard[3, 3] = 2  # one pixel alone, which bilinear at 1/4 passes over
     raws[1].hard[:] = shards.IGNORE
-    folder = write(tmp_path / "weak", {"train": raws}, scales=("1", "1/2"), filter="bilinear")
-    other = write(tmp_path / "pixels", {"train": [scene(9)]}, scales=("1", "1/2"))
+    folder = write(tmp_path / "weak", {"train": raws}, scales=("1", "1/4"), filter="bilinear")
+    other = write(tmp_path / "pixels", {"train": [scene(9)]}, scales=("1", "1/4"))
     config = mixed(data={"scales": list(scales)}, augment={"crop": [8, 8]}, tags={"crop": [8, 8]})
     stream = opened({"pixels": other, "tags": folder}, config)
     for position in range(8):

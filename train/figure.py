@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from shards.classes import ClassTable, Colour
 
 U8 = npt.NDArray[np.uint8]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 PAPER, INK = (255, 255, 255), (30, 30, 30)
-TEXT, LINE, GAP = 13, 18, 4  # pixels: of a letter, from line to line, between two panels
-SWATCH = 12
+TEXT, GAP = 13, 4  # pixels: of a letter on a small picture, between two panels
 MOST = 40  # classes that a legend names
 NARROWEST = 240  # of a picture with a legend
 COLUMNS = 4  # panels beside each other
@@ -55,12 +55,13 @@ def sheet(panels: Sequence[tuple[str, U8]]) -> U8:
     h, w = panels[0][1].shape[:2]
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    out = Image.new("RGB", (columns * (w + GAP) - GAP, rows * (LINE + h)), PAPER)
-    draw, font = ImageDraw.Draw(out), ImageFont.load_default(TEXT)
+    font, line = _font(h, w)
+    out = Image.new("RGB", (columns * (w + GAP) - GAP, rows * (line + h)), PAPER)
+    draw = ImageDraw.Draw(out)
     for place, (caption, panel) in enumerate(panels):
-        x, y = place % columns * (w + GAP), place // columns * (LINE + h)
+        x, y = place % columns * (w + GAP), place // columns * (line + h)
         draw.text((x + 2, y + 1), _fitting(caption, w - 4, font), INK, font)
-        out.paste(Image.fromarray(panel), (x, y + LINE))
+        out.paste(Image.fromarray(panel), (x, y + line))
     return np.array(out)
 
 
@@ -68,18 +69,19 @@ def with_legend(picture: U8, entries: Sequence[Entry]) -> U8:
     """The picture with its legend below, in as many columns as fit; texts that are too long are cut."""
     if not entries:
         return picture
-    font = ImageFont.load_default(TEXT)
     h, w = picture.shape[:2]
-    width, indent = max(w, NARROWEST), SWATCH + 8
+    font, line = _font(h, w)
+    width, swatch = max(w, NARROWEST), line - 6
+    indent = swatch + 8
     widest = max(font.getlength(entry.text) for entry in entries) + indent + 8
     columns = max(1, min(len(entries), int(width // widest)))
     rows = -(-len(entries) // columns)
-    out = Image.new("RGB", (width, h + rows * LINE + 2 * GAP), PAPER)
+    out = Image.new("RGB", (width, h + rows * line + 2 * GAP), PAPER)
     out.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(out)
     for place, entry in enumerate(entries):
-        x, y = place // rows * (width // columns) + GAP, h + GAP + place % rows * LINE
-        draw.rectangle((x, y + 2, x + SWATCH, y + 2 + SWATCH), fill=entry.colour, outline=INK)
+        x, y = place // rows * (width // columns) + GAP, h + GAP + place % rows * line
+        draw.rectangle((x, y + 2, x + swatch, y + 2 + swatch), fill=entry.colour, outline=INK)
         draw.text((x + indent, y), _fitting(entry.text, width // columns - indent - GAP, font), INK, font)
     return np.array(out)
 
@@ -98,7 +100,13 @@ def classes_shown(
     return [*entries[:MOST], Entry(PAPER, f"and {rest} more")] if rest > 0 else entries
 
 
-def _fitting(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _font(h: int, w: int) -> tuple[Font, int]:
+    """Letters that fit a picture's size, and the pixels from line to line."""
+    size = max(TEXT, min(h, w) // 32)
+    return ImageFont.load_default(size), size + 5
+
+
+def _fitting(text: str, width: float, font: Font) -> str:
     """The text, or as much of it as fits, and three dots."""
     if font.getlength(text) <= width:
         return text

@@ -27,6 +27,7 @@ from train.evaluate import Example, Split, evaluate, open_for_scoring
 from train.inference import Views, load_model, views_of
 from train.metrics_split import SplitMetrics
 from train.run import open_run
+from train.targets import Choice, open_target
 
 CPU = torch.device("cpu")
 WORLD = World(CPU)
@@ -331,6 +332,16 @@ def test_seg_eval_on_other_classes(call: Call, folder: Path, shard_set: Path, tm
         assert (rows["road"], rows["car"]) == ("base", "novel")
         assert "mean IoU, novel" in out
         assert "novel classes" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_base_classes_by_the_runs_names(folder: Path, shard_set: Path, tmp_path: Path) -> None:
+    """A mapping leads from dog, which is base, to road; names of the shard set's own count as well."""
+    (tmp_path / "pairs.tsv").write_text("from\tto\ndog\troad\n")
+    (tmp_path / "base.txt").write_text("dog\ncar\n")
+    choice = Choice(mapping=tmp_path / "pairs.tsv", base=str(tmp_path / "base.txt"))
+    target = open_target(open_run(folder), shard_set, "val", "1", choice)
+    assert target.base is not None
+    assert target.base.tolist() == [True, False, True, False]
 
 
 def test_seg_eval_says_what_cannot_be_answered(call: Call, folder: Path, tmp_path: Path) -> None:

@@ -190,10 +190,4 @@ def give_memory(model: nn.Module, dim: int, num_classes: int, config: Loss, clas
         dtype = torch.float16 if config.memory_dtype == "float16" else torch.float32
         model.bank = MemoryBank(classes, num_classes, dim, config.memory_size, dtype, config.memory_form)
     else:
-        model.register_module("bank", None)
-        model.register_load_state_dict_pre_hook(_forget)
-
-
-def _forget(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for name in ("slots", "count"):
-        state.pop(f"{prefix}bank.{name}", None)
+        model.register_module("bank", None)  # torch passes over what a state dict holds of a part that is None

@@ -101,6 +101,8 @@ def test_scores_in_training_are_those_of_seg_eval(call: Call, folder: Path, tmp_
     assert scores["window"] == [64, 64]
     assert "2 base and 2 novel classes" in out
     assert "answers: 4 of the run's 5 classes" in out
+    assert call(*words, "--shards", folder / "tags", "--window", "none")[0] == 0  # the recipe asks for one
+    assert "window" not in json.loads((tmp_path / "s.json").read_text())
 
 
 def test_pictures_of_a_mixtures_run(call: Call, folder: Path, tmp_path: Path) -> None:

@@ -92,6 +92,14 @@ class World:
             distributed.broadcast(tensor, 0)
         return tensor
 
+    @torch.no_grad()
+    def share_all(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Rank 0's values on every rank, in place, many tensors at a time."""
+        for bucket in _buckets(list(tensors)) if self.size > 1 else ():
+            flat = self.share(torch.cat([tensor.reshape(-1) for tensor in bucket]))
+            for tensor, values in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(values.view(tensor.shape))
+
     def share_buffers(self, model: nn.Module) -> None:
         """Rank 0's buffers on every rank: between steps, BatchNorm's statistics are those of a rank's own samples."""
         if self.size > 1:

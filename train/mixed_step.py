@@ -56,8 +56,7 @@ class MixedStep:
     def __init__(self, model: nn.Module, objective: MixedObjective, world: World, sync: bool = True) -> None:
         self.model, self.objective, self.world, self.sync = model, objective, world, sync
         self._seen: list[Updates] = []
-        for parameter in model.parameters():
-            world.share(parameter.data)
+        world.share_all(model.parameters())
 
     def backward(self, batches: Sequence[Batch], forward: Callable[[Batch], Output], stopping: bool) -> Cost:
         """Gradients of the step's loss, in the parameters.

@@ -53,6 +53,9 @@ def check_gradients(world: World) -> None:
     assert theirs.grad.tolist() == [[1.0, 1.0]] * 2
     assert shared.grad.tolist() == [3.0] * 3
     assert unused.grad is None
+    own = [torch.full((2, 2), float(world.rank + 1)), torch.full((3,), float(world.rank + 1), dtype=torch.float64)]
+    world.share_all(own)
+    assert [tensor.tolist() for tensor in own] == [[[1.0, 1.0]] * 2, [1.0] * 3]
 
 
 if __name__ == "__main__":

@@ -125,8 +125,13 @@ def run_ranks(jobs: list[tuple[Path, Recipe]], given: Sets) -> None:
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.train.mixed_ranks", json.dumps(listed)]
         processes.append(subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, err = process.communicate(timeout=120)
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # nothing where it has ended
+            process.communicate()
+    for process, err in zip(processes, errors, strict=True):
         assert process.returncode == 0, err[-2000:]
 
 

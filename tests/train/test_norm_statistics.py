@@ -346,4 +346,4 @@ def test_runs_of_mixtures_are_refused(call: Call, folder: Path, monkeypatch: pyt
     monkeypatch.setattr("train.run.open_run", lambda folder: replace(run, recipe=mixed))
     code, _, err = call("seg-norms", "--run", folder)
     assert code == 2
-    assert "found a run of a mixture" in err
+    assert "has a mixture of sources: seg-norms takes runs of one source" in err

@@ -112,6 +112,10 @@ class Reader(Protocol):
         """The C classes of the decoded labels."""
 
     @property
+    def possible(self) -> tuple[str, ...]:
+        """Names of classes of which this copy of the dataset holds a part, where it may hold a part."""
+
+    @property
     def protocol(self) -> Mapping[str, Any]:
         """Facts that evaluation needs and that go into the manifest; {} where there are none."""
 
@@ -187,6 +191,7 @@ class BaseReader:
     """What most readers share; a reader overrides what is its own."""
 
     name = ""
+    possible: tuple[str, ...] = ()
     protocol: Mapping[str, Any] = MappingProxyType({})
     options: tuple[str, ...] = ()
     default_scales = "1,1/2,1/4,1/8"

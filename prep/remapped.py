@@ -7,7 +7,7 @@ FILE is UTF-8 text with tabs between columns and the columns' names in its first
 
     from, to        every class of the dataset by name, and the class that it becomes, or `void`. Several may become
                     one. A row with an empty `from` names a class that this dataset does not show, so that several
-                    datasets can share one table.
+                    datasets can share one table. A part of ImageNet-21K takes a file of all its classes.
     name            the classes to keep, by their own names; all others become void.
 
 Optional columns: `colour` (R,G,B) and, beside `from` and `to`, `id` (0..N-1); without it classes are numbered in the
@@ -26,7 +26,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -108,6 +108,10 @@ class Remapped:
         }
         kept = {name: size for name, size in sizes.items() if name in same}
         return {**protocol, "instance_sizes": kept} if kept else protocol
+
+    @property
+    def possible(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -245,8 +249,9 @@ def _map_by_names(reader: Reader, path: Path, rows: Rows) -> ClassMap:
     """Target classes are source classes of the same name; others become void."""
     source = reader.classes.names
     chosen = [row["name"] for _, row in rows]
+    known = {*source, *reader.possible}
     for number, row in rows:
-        _check_known(reader, row["name"], f"{path} line {number}")
+        _check_known(reader, known, row["name"], f"{path} line {number}")
     _check_once(chosen, path)
     index = {name: number for number, name in enumerate(chosen)}
     return ClassMap(_table(path, rows, chosen, "name"), tuple(index.get(name, IGNORE) for name in source), path.name)
@@ -254,11 +259,12 @@ def _map_by_names(reader: Reader, path: Path, rows: Rows) -> ClassMap:
 
 def _map_by_pairs(reader: Reader, path: Path, rows: Rows) -> ClassMap:
     becomes: dict[str, str] = {}
+    known = {*reader.classes.names, *reader.possible}
     for number, row in rows:
         if not row["to"]:
             raise SettingsError(f"{path} line {number}: no class in column to: expected a class name, or {VOID}")
         if row["from"]:
-            _check_known(reader, row["from"], f"{path} line {number}")
+            _check_known(reader, known, row["from"], f"{path} line {number}")
             becomes[row["from"]] = row["to"]
     _check_once([row["from"] for _, row in rows if row["from"]], path)
     missing = [name for name in reader.classes.names if name not in becomes]
@@ -275,8 +281,8 @@ def _map_by_pairs(reader: Reader, path: Path, rows: Rows) -> ClassMap:
     return ClassMap(_table(path, kept, names, "to"), targets, path.name)
 
 
-def _check_known(reader: Reader, name: str, where: str) -> None:
-    if name not in reader.classes.names:
+def _check_known(reader: Reader, known: Collection[str], name: str, where: str) -> None:
+    if name not in known:
         close = difflib.get_close_matches(name, reader.classes.names, n=1, cutoff=0.6)
         hint = f"did you mean '{close[0]}'?" if close else f"its classes are {', '.join(reader.classes.names[:3])}, ..."
         raise SettingsError(f"{where}: '{name}' is no class of {reader.name}: {hint}")

@@ -55,6 +55,11 @@ ROOT/train/<wnid>/images/*.JPEG    ROOT/val/images/*.JPEG    ROOT/val/val_annota
     def classes(self) -> ClassTable:
         return self.table or load_classes(FALL11)
 
+    @property
+    def possible(self) -> tuple[str, ...]:  # type: ignore[override]
+        """All names of ImageNet-21K, where nothing was mapped."""
+        return () if "map_to" in self.protocol else load_classes(FALL11).names
+
     def bind(self, root: Path, options: Mapping[str, str]) -> ImageNet21k:
         """Recognise the variant, and settle the classes by it or by `map-to`."""
         found = find_root(root)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import shards
 from prep.taxonomy import load_classes
+from tests.fakes_imagenet import fake_folders
 from tests.prep.builds import SegPrep
 
 # COCO-Stuff's names as the release of LarvSeg writes them, by hand: see PAPERS.md, section 3.
@@ -80,3 +81,28 @@ def test_two_tables_of_one_name_are_refused(tmp_path: Path, seg_prep: SegPrep) -
         (tmp_path / folder / "names.txt").write_text("dog\ncat\n")
     tables = (tmp_path / "a" / "names.txt", tmp_path / "b" / "names.txt")
     assert "two tables are called names" in seg_prep.refused("union", *tables, "--maps", tmp_path / "maps")
+
+
+def test_a_part_of_imagenet_takes_the_file_of_all_its_classes(tmp_path: Path, seg_prep: SegPrep) -> None:
+    """By synset: the folder of all dogs is COCO's dog, and is called so; ImageNet's bird keeps apart from the toy."""
+    assert seg_prep("union", "cocostuff", "imagenet21k", "--maps", tmp_path / "maps", "--quiet")[0] == 0
+    imagenet, coco = (pairs(tmp_path / "maps" / f"{n}.tsv") for n in ("imagenet21k-21841", "cocostuff-171"))
+    assert imagenet["dog"] == coco["dog"] == "dog"
+    assert imagenet["kite"] != coco["kite"] == "kite"
+    fake_folders(tmp_path / "in", {"n02084071": 2, "n02121808": 1})
+    maps = ("--classes", tmp_path / "maps" / "imagenet21k-21841.tsv")
+    assert seg_prep("imagenet21k", "--root", tmp_path / "in", "--out", tmp_path / "out", *maps, "--quiet")[0] == 0
+    opened = shards.open(tmp_path / "out", split="train", scale="1")
+    shown = {opened[i].key[:9]: [opened.classes.names[c] for c in opened[i].weak or ()] for i in range(len(opened))}
+    assert shown["n02084071"] == ["dog"]
+    assert len(opened.classes) == len(set(imagenet.values())) > 21_800
+
+
+def test_a_mapped_imagenet_knows_the_targets_classes_alone(tmp_path: Path, seg_prep: SegPrep) -> None:
+    fake_folders(tmp_path / "in", {"n02084071": 2})
+    (tmp_path / "dogs.tsv").write_text("wnid\tclass\nn02084071\tdog\n")
+    (tmp_path / "map.tsv").write_text("name\ngoldfish\n")
+    given = ("--map-to", tmp_path / "dogs.tsv", "--classes", tmp_path / "map.tsv")
+    assert "is no class of" in seg_prep.refused(
+        "imagenet21k", "--root", tmp_path / "in", "--out", tmp_path / "out", *given
+    )

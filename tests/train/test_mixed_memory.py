@@ -79,8 +79,8 @@ class Ranks:
             place.copy_(sent)
         self.barrier.wait(20)
 
-    def run(self, work: Callable[[int], MemoryBank]) -> list[MemoryBank]:
-        def start(rank: int) -> MemoryBank:
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        def start(rank: int) -> Any:
             self.own.rank = rank
             return work(rank)
 
@@ -142,6 +142,21 @@ def test_updates_of_several_micro_batches_are_joined() -> None:
         [1, 0, 0],
         [1, 0, 0],
     )
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (3, 0), (1, 3)])
+def test_ranks_gather_as_many_updates_as_there_are(monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int]) -> None:
+    monkeypatch.setattr("torch.distributed.all_gather", (ranks := Ranks(2)).all_gather)
+
+    def work(rank: int) -> Updates:
+        ids = torch.arange(counts[rank]) + 10 * rank
+        return gathered([Updates(ids, ids[:, None].float().expand(-1, DIM), ids + 1)], 2)
+
+    want = [*range(counts[0]), *range(10, 10 + counts[1])]
+    for found in ranks.run(work):
+        assert found.classes.tolist() == found.vectors[:, 0].tolist() == want
+        assert found.places.tolist() == [n + 1 for n in want]
+        assert found.vectors.shape == (len(want), DIM)
 
 
 def mixture(labels: str = "image", **loss: Any) -> Recipe:

@@ -87,7 +87,9 @@ def remembered(recipe: Recipe, space: LabelSpace | None) -> list[int]:
 
 def build_mixed_objective(recipe: Recipe, space: LabelSpace, bank: MemoryBank | None = None) -> MixedObjective:
     """The loss of a mixture's steps; `bank`: the network's own, None where it has none."""
-    return MixedObjective(build_objective(recipe), recipe.loss, space, bank)
+    sources = recipe.mixture.sources if recipe.mixture is not None else ()
+    inattentive = frozenset(index for index, source in enumerate(sources) if not source.attention)
+    return MixedObjective(build_objective(recipe), recipe.loss, space, bank, inattentive)
 
 
 class MixedObjective(nn.Module):
@@ -98,11 +100,19 @@ class MixedObjective(nn.Module):
         config: the recipe's section.
         space: classes, base and novel ones, and what each source knows.
         bank: the memory; None: nothing is remembered, and "memory" gives no attention.
+        inattentive: sources whose image labels have no attention and leave nothing in the memory (Table 4).
     """
 
-    def __init__(self, pixel: nn.Module, config: Loss, space: LabelSpace, bank: MemoryBank | None) -> None:
+    def __init__(
+        self,
+        pixel: nn.Module,
+        config: Loss,
+        space: LabelSpace,
+        bank: MemoryBank | None,
+        inattentive: frozenset[int] = frozenset(),
+    ) -> None:
         super().__init__()
-        self.pixel, self.config = pixel, config
+        self.pixel, self.config, self.inattentive = pixel, config, inattentive
         self.bank = (bank,)  # in a tuple: the memory is the model's to move and to store
         self.known = [torch.from_numpy(known) for known in space.known]
         self.novel = torch.from_numpy(~space.base)
@@ -162,8 +172,10 @@ class MixedObjective(nn.Module):
         with torch.autocast(tags.device.type, enabled=False):
             seen = look(output, candidates, pairs)
             pooled = pooled_loss_sum(seen.cells, seen.table, seen.gains, pairs)
-            attended = self._attended(seen)
-            self._observe(seen)
+            attended = pooled.new_zeros(())
+            if batch.source not in self.inattentive:
+                attended = self._attended(seen)
+                self._observe(seen)
         loss_sum = self.config.image_weight * pooled + self.config.attention_weight * attended
         return loss_sum, {"cls": pooled.detach(), "aux": attended.detach()}
 

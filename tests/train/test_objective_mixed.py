@@ -14,7 +14,7 @@ from torch import Tensor
 from shards.classes import ClassTable
 from tests.train.test_image_level import oracle, scores_of
 from train.batch import Batch
-from train.config import Loss
+from train.config import Loss, from_dict
 from train.label_space import LabelSpace
 from train.losses import build_loss
 from train.losses.attention import Background, Memory, attended_loss_sum, attention_maps
@@ -24,7 +24,7 @@ from train.losses.image_level import pairs_of
 from train.models.cosine import Cosined, gains
 from train.models.ladder import Laddered
 from train.models.memory_bank import MemoryBank
-from train.objective_mixed import MixedObjective, gathered, narrowed
+from train.objective_mixed import MixedObjective, build_mixed_objective, gathered, narrowed
 
 CLASSES, DIM, STRIDE = 7, 5, 8
 PIXELS, IMAGES, ANYTHING = 0, 1, 2  # sources
@@ -275,3 +275,17 @@ def test_a_batch_costs_what_its_images_cost_one_by_one() -> None:
         tags = [[0, c] for i, c in TAGS if i == image]
         parts.append(mixed(alone, tagged(tags, images=1, source=ANYTHING))[0])
     torch.testing.assert_close(sum(parts), together)
+
+
+def test_a_source_without_attention_has_none_and_leaves_nothing_behind() -> None:
+    """Table 4: attention on one source of image labels and not on the other, by the recipe."""
+    source = {"labels": "image", "name": "a"}
+    mixture = {"sources": [{"name": "p"}, {**source, "attention": False}, {**source, "name": "b"}]}
+    model, loss = {"arch": "linear", "encoder": "resnet18", "head": "cosine"}, {"memory_size": 2, "memory_top": 3}
+    recipe = from_dict({"name": "x", "description": "x", "model": model, "loss": loss, "mixture": mixture})
+    found = build_mixed_objective(recipe, space(), full_bank())
+    for number, attentive in ((1, False), (2, True)):
+        _, parts = found(said(3), tagged(TAGS, source=number))
+        assert (float(parts["aux"]) > 0) == attentive
+        assert (len(found.observed(0).classes) > 0) == attentive
+        assert float(parts["cls"]) > 0

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shards.errors import UserError
-from train.models import Embedded, EmbeddingModel
+from train.models import CosineModel, Embedded, EmbeddingModel
+from train.models.cosine import EPSILON
 from train.models.ladder.model import Ladder
 from train.models.ladder.spp import ROWS, SpatialPyramid
 from train.models.ladder.units import resized
@@ -59,17 +60,19 @@ def deployed(model: nn.Module, output: Output = "logits") -> Deployed:
 class Deployed(nn.Module):
     """forward(images [B, 3, H, W] in 0..255, uint8 or float32; any H, W from 32 up) -> what `output` names.
 
-    "logits" float32 [B, C, H, W]: of an embedding head -distance / tau to each class embedding; "softmax" float32
+    "logits" float32 [B, C, H, W]: of an embedding head -distance / tau to each class embedding, of a cosine head the
+    cosines times what standardises them over all classes (less a shift that no softmax sees); "softmax" float32
     [B, C, H, W]; "classes" [B, H, W], uint8 up to 256 classes, uint16 above: the first of the greatest.
     """
 
     def __init__(self, network: SegmentationModel, output: Output) -> None:
         super().__init__()
         self.network, self.output = network, output
+        self.cosines = Cosines(network) if isinstance(network, CosineModel) else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, softmax or classes at the input's size."""
-        found = self.network(images)
+        found = self.network(images) if self.cosines is None else self.cosines(images)
         distance = self.network.distance if isinstance(self.network, EmbeddingModel) else "squared"
         logits = _distances(found, distance) if isinstance(found, Embedded) else found
         if self.output == "softmax":
@@ -78,6 +81,40 @@ class Deployed(nn.Module):
             return logits.argmax(1).to(torch.uint8 if logits.shape[1] <= 256 else torch.uint16)
         answer: Tensor = logits
         return answer
+
+
+class Cosines(nn.Module):
+    """A cosine network whose class table, and what its scores are standardised by, are constants of the graph.
+
+    forward(images [B, 3, H, W]) -> logits [B, C, H, W], resized from the network's stride as train/score_maps.py does.
+    """
+
+    table: Tensor
+    spread: Tensor
+
+    @torch.no_grad()
+    def __init__(self, network: CosineModel) -> None:
+        super().__init__()
+        self.network = network
+        table, width = network.vectors().detach(), network.vectors.weight.shape[1]
+        self.register_buffer("table", table[:, :, None, None])  # [C, d, 1, 1]
+        self.register_buffer("gamma", network.gamma().detach().clone())
+        centred = table - table.mean(0)
+        spread = centred.t() @ centred / len(table) if network.standardised else torch.zeros(width, width)
+        self.register_buffer("spread", spread[:, :, None, None])  # [d, d, 1, 1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C, H, W]."""
+        network = self.network
+        features = network.coarse(images)  # [B, d, h, w]
+        gain = self.gamma
+        if network.standardised:
+            variance = (F.conv2d(features, self.spread) * features).sum(1, keepdim=True)
+            gain = gain * (variance.clamp_min(0) + EPSILON).rsqrt()
+        h, w = images.shape[-2:]
+        padded = (h + -h % network.multiple, w + -w % network.multiple)
+        coarse = F.conv2d(gain * features, self.table)
+        return F.interpolate(coarse, size=padded, mode="bilinear", align_corners=False)[..., :h, :w]
 
 
 class AnyGrid(nn.Module):

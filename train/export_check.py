@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shards.errors import UserError
 from train.deployed import Output
-from train.models import Embedded, EmbeddingModel
+from train.models import Cosined, Embedded, EmbeddingModel
+from train.models.cosine import EPSILON
 
 TOLERANCE = 1e-3  # of the largest logit's absolute value; of a softmax's, 1e-3 as it is
 # (batch, H, W): the smallest, 1:8 both ways, odd sides, other multiples of all strides than the traced example's
@@ -87,8 +89,11 @@ def compare(
 
 
 def reference(model: nn.Module, images: Tensor) -> Tensor:
-    """The network's logits float64 [B, C, H, W]; of an embedding head -distance / tau, from differences."""
+    """The network's logits float64 [B, C, H, W]; of an embedding head -distance / tau, from differences; of a cosine
+    head standardised cosines, class by class, resized."""
     found = model(images)
+    if isinstance(found, Cosined):
+        return _cosines(found)
     if not isinstance(found, Embedded):
         logits: Tensor = found.double()
         return logits
@@ -98,6 +103,18 @@ def reference(model: nn.Module, images: Tensor) -> Tensor:
     apart = torch.cdist(rows, found.table.double(), compute_mode="donot_use_mm_for_euclid_dist")  # [B H W, C]
     scores = -(apart.square() if model.distance == "squared" else apart) / float(found.tau)
     return scores.reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _cosines(found: Cosined) -> Tensor:
+    """Scores of a cosine head at the images' size."""
+    features, table = found.features.double(), found.table.double()
+    cosines = torch.einsum("bdhw,cd->bchw", features, table)
+    if found.standardised:
+        cosines = cosines / (cosines.var(1, keepdim=True, unbiased=False) + EPSILON).sqrt()
+    (h, w), step = found.size, found.step
+    whole = (features.shape[2] * step, features.shape[3] * step)
+    scores = found.gamma.double() * cosines
+    return F.interpolate(scores, size=whole, mode="bilinear", align_corners=False)[..., :h, :w]
 
 
 def _apart(found: Tensor, logits: Tensor, output: Output) -> float:

@@ -29,7 +29,7 @@ from tests.train.test_cli import RECIPE
 from train import checkpoint, deployed, export, export_check
 from train.config import from_dict
 from train.inference import load_model
-from train.models import build_model
+from train.models import Cosined, build_model
 from train.models.ladder.spp import SpatialPyramid, grids
 from train.run import Run, create, open_run
 
@@ -50,6 +50,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "arch": "deeplabv3plus", "encoder": "test_resnet", "decoder_channels": 16, "head": "embedding",
         "renormalise": False,
     },
+    "cosine": {"arch": "deeplabv3plus", "encoder": "test_resnet", "decoder_channels": 16, "head": "cosine"},
+    "cosine-scaled": {"arch": "linear", "encoder": "test_vit", "output_stride": 16, "head": "cosine",
+                      "score": "scaled", "score_scale": 7.0},
 }  # fmt: skip
 
 
@@ -119,9 +122,23 @@ def expected(run: Run, images: torch.Tensor) -> torch.Tensor:
         found = network(images)
     if isinstance(found, torch.Tensor):
         return found.double()
+    if isinstance(found, Cosined):
+        return cosines(found, run.recipe.model.score == "standardised")
     pixels, loss = found.pixels.double(), run.recipe.loss
     apart = torch.stack([(pixels - e[:, None, None]).square().sum(1) for e in found.table.double()], 1)
     return -(apart if loss.distance == "squared" else apart.sqrt()) / float(found.tau)
+
+
+def cosines(found: Cosined, standardised: bool) -> torch.Tensor:
+    """Cosines of every cell and class by torch's own function, over their deviation or times the scale, resized."""
+    cells, rows = found.features.double()[:, None], found.table.double()[None, :, :, None, None]
+    scores = F.cosine_similarity(cells, rows, dim=2)  # [B, C, h, w]
+    spread = (scores.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    scores = scores / spread if standardised else scores * 7
+    whole = tuple(-(-side // 16) * 16 for side in found.size)
+    return F.interpolate(scores, size=whole, mode="bilinear", align_corners=False)[
+        ..., : found.size[0], : found.size[1]
+    ]
 
 
 @pytest.mark.slow

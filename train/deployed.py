@@ -90,6 +90,7 @@ class Cosines(nn.Module):
     """
 
     table: Tensor
+    gamma: Tensor
     spread: Tensor
 
     @torch.no_grad()

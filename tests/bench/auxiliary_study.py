@@ -104,6 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--arms", default=",".join(ARMS), help="which to run; the table shows all that are there")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--table-only", action="store_true", help="run nothing, show what is there")
     return parser.parse_args()
@@ -120,7 +121,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         call("seg-prep", "camvid", "--root", data / "camvid", "--out", options.out / "shards", "--scales", "1")
         with ThreadPoolExecutor(options.jobs) as pool:  # whole seeds come first
-            list(pool.map(lambda case: run(case[1], case[0], options, data), product(seeds, ARMS)))
+            list(pool.map(lambda case: run(case[1], case[0], options, data), product(seeds, options.arms.split(","))))
     print(f"\n{options.steps} steps of {options.batch} crops of {options.crop} x {options.crop}\n")
     print(table(options.out, seeds))
 

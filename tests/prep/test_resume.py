@@ -263,7 +263,10 @@ def test_ctrl_c_stops_with_one_line_and_the_build_goes_on(tmp_path: Path) -> Non
     journal = tmp_path / "out" / ".build" / "journal.jsonl"
     wait_for(lambda: len(read_journal(journal)) >= 5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers as well
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=240)
+    finally:
+        process.kill()  # nothing where it has ended
     assert process.returncode == 1, err
     assert "Traceback" not in err
     assert "same command again" in err.splitlines()[-1]

@@ -404,7 +404,10 @@ def test_a_signal_to_the_whole_group_saves(shard_set: Path, tmp_path: Path, sent
         if line.strip() == "3":
             break
     os.killpg(process.pid, sent)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()  # nothing where it has ended
     last = out.strip().splitlines()[-1].split()
     assert last[0] == "ended", err
     assert last[2] == "False"

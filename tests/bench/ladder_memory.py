@@ -25,7 +25,15 @@ from train.models import build_model
 from train.objective import build_objective
 
 SEGMENTS = ("none", "3x3", "cat-1x1", "cat-1x1, 3x3", "block+stem+td+tu", "unit", "unit+stem+td+tu")
-PAPER = {"none": 11265, "unit+stem+td+tu": 2106}  # MB on a GPU, peak, everything included
+PAPER = {  # MB on a GPU, peak, everything included; frames a second
+    "none": (11265, 11.3),
+    "3x3": (10107, 10.5),
+    "cat-1x1": (6620, 10.4),
+    "cat-1x1, 3x3": (5552, 9.7),
+    "block+stem+td+tu": (3902, 8.4),
+    "unit": (3620, 10.1),
+    "unit+stem+td+tu": (2106, 9.2),
+}
 CLASSES, PAPER_PIXELS = 19, 6 * 768 * 768
 
 
@@ -102,10 +110,11 @@ def main() -> None:
                 f"{held['none'] / held[name]:.1f}x",
                 f"{statistics.median(clocks[name]):.2f}",
                 f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                f"{PAPER[name]:,}" if name in PAPER else "",
+                f"{PAPER[name][0]:,}",
+                f"{PAPER['none'][1] / PAPER[name][1]:.2f}",
             ]
         )
-    print(markdown(["checkpointed", "held, MB", "fewer", "step, s", "of none", "paper, MB on a GPU"], rows))
+    print(markdown(["checkpointed", "held, MB", "fewer", "step, s", "of none", "paper: MB on a GPU", "of none"], rows))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,15 @@ def test_padding_is_the_mean_colour(tiny: DenseNet, size: tuple[int, int]) -> No
         torch.testing.assert_close(model(images), model(whole)[..., : size[0], : size[1]])
 
 
+def test_dropout_is_of_training_alone(tiny: DenseNet) -> None:
+    images, net = torch.randn(2, 3, 64, 64), LadderDenseNet("tiny", False, 32, 4, dropout=0.5).eval()
+    with torch.no_grad():
+        plain = LadderDenseNet("tiny", False, 32, 4).eval()(images)
+        assert all(torch.equal(torch.cat(a, 1), torch.cat(b, 1)) for a, b in zip(net(images), plain, strict=True))
+        maps = torch.cat(net.train()(images)[-1], 1)
+    assert 0.4 < (maps[:, -8:] == 0).float().mean() < 0.6  # of the last unit's own
+
+
 def test_settings_of_the_steps_reach_them() -> None:
     with torch.device("meta"):
         plain = build_model(ladder(), 3).decoder.steps

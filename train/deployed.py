@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import copy
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.layers import padding
 from torch import Tensor, nn
 
 from shards.errors import UserError
@@ -116,6 +119,24 @@ class Cosines(nn.Module):
         padded = (h + -h % network.multiple, w + -w % network.multiple)
         coarse = F.conv2d(gain * features, self.table)
         return F.interpolate(coarse, size=padded, mode="bilinear", align_corners=False)[..., :h, :w]
+
+
+@contextmanager
+def whole_padding() -> Iterator[None]:
+    """Inside, timm's layers with "same" padding (EfficientNets, some ResNets) reckon it in whole numbers: the ceiling
+    of a quotient, which they take, has no place in a .pt2 file."""
+    before = padding.get_same_padding
+    padding.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = before
+
+
+def same_padding(length: int, kernel: int, stride: int, dilation: int) -> int:
+    """What is padded in all for ceil(length / stride) results; lengths may be traced ones."""
+    found: int = torch.sym_max((-(-length // stride) - 1) * stride + (kernel - 1) * dilation + 1 - length, 0)
+    return found
 
 
 class AnyGrid(nn.Module):

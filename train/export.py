@@ -30,7 +30,7 @@ from torch import nn
 from shards.errors import SettingsError, UserError
 from shards.manifest import publish_bytes, sync_folder
 from train import checkpoint
-from train.deployed import Deployed, Output, deployed
+from train.deployed import Deployed, Output, deployed, whole_padding
 from train.export_check import Check, compare, need
 from train.inference import load_model
 from train.run import Run
@@ -179,7 +179,8 @@ def trace(network: Deployed, asked: Export) -> torch.export.ExportedProgram:
     side = dim.DYNAMIC(min=SMALLEST, max=LARGEST)
     free = None if asked.fixed else {0: dim.DYNAMIC(min=1, max=MOST), 2: side, 3: side}
     tracer: Any = torch.fx.experimental._config
-    with _quiet(), _explained(asked), tracer.patch(backed_size_oblivious=True):  # lengths of 1 are not special
+    oblivious = tracer.patch(backed_size_oblivious=True)  # lengths of 1 are not special
+    with _quiet(), _explained(asked), oblivious, whole_padding():
         program = torch.export.export(
             network, (images,), dynamic_shapes=(free,), prefer_deferred_runtime_asserts_over_guards=True
         )
@@ -188,8 +189,12 @@ def trace(network: Deployed, asked: Export) -> torch.export.ExportedProgram:
 
 
 def write_program(program: torch.export.ExportedProgram, path: Path, card: dict[str, Any], asked: Export) -> None:
-    """A .pt2 archive, the description inside as an extra file."""
-    with _quiet():
+    """A .pt2 archive, the description inside as an extra file.
+
+    Raises:
+        UserError: torch has no words in the file for something in the program.
+    """
+    with _quiet(), _explained(asked):
         torch.export.save(program, path, extra_files={CARD: json.dumps(card, ensure_ascii=False)})
 
 

@@ -21,7 +21,7 @@ PAPER, INK = (255, 255, 255), (30, 30, 30)
 TEXT, GAP = 13, 4  # pixels: of a letter on a small picture, between two panels
 MOST = 40  # classes that a legend names
 NARROWEST = 240  # of a picture with a legend
-COLUMNS = 4  # panels beside each other
+COLUMNS = 4  # panels beside each other, at most
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def marked(picture: U8, y: int, x: int) -> U8:
 
 
 def sheet(panels: Sequence[tuple[str, U8]]) -> U8:
-    """Pictures of one size under their captions, COLUMNS beside each other, row by row; captions are cut to fit."""
+    """Pictures of one size under their captions, at most COLUMNS in a row, all rows alike; captions are cut to fit."""
     h, w = panels[0][1].shape[:2]
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // COLUMNS)
+    columns = -(-len(panels) // rows)
     font, line = _font(h, w)
     out = Image.new("RGB", (columns * (w + GAP) - GAP, rows * (line + h)), PAPER)
     draw = ImageDraw.Draw(out)

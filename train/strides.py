@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,15 +24,13 @@ from shards.picture import colourise
 from train.config import Recipe
 from train.distributed import World
 from train.evaluate import Example, Split
+from train.figure import sheet
 from train.inference import Views, as_label, best_class, covered, look
 from train.metrics_split import SplitMetrics
 from train.models.ladder import LadderModel
 
 U8 = npt.NDArray[np.uint8]
 Watcher = Callable[[int, Example, dict[int, torch.Tensor]], None]
-COLUMNS = 4  # panels beside each other, at most
-CAPTION, GAP = 22, 4  # pixels above each panel, and between two
-PAPER, INK = 255, (30, 30, 30)
 
 
 def strides_of(recipe: Recipe) -> list[int]:
@@ -126,22 +123,9 @@ def _examples(split: Split, indices: Sequence[int]) -> Iterator[Example]:
 
 def draw(folder: Path, example: Example, labels: Mapping[int, torch.Tensor], classes: ClassTable) -> Path:
     """Write `folder`/KEY.png: image, label and every prediction int64 [H, W], in the order given, with captions."""
-    panels = {"image": example.image, "label": colourise(example.hard, classes)}
-    panels |= {f"stride {stride}": colourise(as_label(label), classes) for stride, label in labels.items()}
+    panels = [("image", example.image), ("label", colourise(example.hard, classes))]
+    panels += [(f"stride {stride}", colourise(as_label(label), classes)) for stride, label in labels.items()]
     path = folder / f"{example.key}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet(panels)).save(path)
     return path
-
-
-def sheet(panels: Mapping[str, U8]) -> U8:
-    """Pictures uint8 [H, W, 3] of one size under their captions, row by row."""
-    h, w = next(iter(panels.values())).shape[:2]
-    rows = -(-len(panels) // COLUMNS)
-    columns = -(-len(panels) // rows)
-    out = np.full((rows * (CAPTION + h), columns * (w + GAP) - GAP, 3), PAPER, np.uint8)
-    for place, (caption, panel) in enumerate(panels.items()):
-        y, x = place // columns * (CAPTION + h), place % columns * (w + GAP)
-        cv2.putText(out, caption, (x + 2, y + CAPTION - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
-        out[y + CAPTION : y + CAPTION + h, x : x + w] = panel
-    return out

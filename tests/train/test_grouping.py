@@ -183,7 +183,7 @@ def test_heat_marks_and_sheets() -> None:
     assert (image == 100).all()
     assert tuple(dot[19, 29]) == (100, 100, 100)
     page = sheet([("a", image), ("a very long caption that cannot fit", hot), ("c", dot), ("d", image), ("e", image)])
-    assert page.shape == (2 * (18 + 20), 4 * 34 - 4, 3)
+    assert page.shape == (2 * (18 + 20), 3 * 34 - 4, 3)
     assert np.array_equal(page[18:38, 34:64], hot)
     assert page[:18, 34:64].min() < 200  # something is written, and nothing beside it
     assert (page[:38, 64:68] == 255).all()

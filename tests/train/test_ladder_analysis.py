@@ -36,7 +36,7 @@ from train.strides import spread, strides_of
 
 REGNET = {"arch": "ladder", "encoder": "regnetx_002", "down": 32, "up": 4}
 UNITS = [f"encoder.maps.model.s{s}.b{b}" for s, count in ((1, 1), (2, 1), (3, 4), (4, 7)) for b in range(1, count + 1)]
-BLOCK, CAPTION, GAP = (64, 96), 22, 4  # of a picture: a panel's size, pixels above it, pixels between two
+BLOCK, CAPTION, GAP = (64, 96), 18, 4  # of a picture: a panel's size, pixels above it, pixels between two
 
 
 @pytest.fixture(scope="module")

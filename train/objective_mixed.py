@@ -31,7 +31,7 @@ from train.label_space import LabelSpace
 from train.losses import single_class_only
 from train.losses.attention import Background, Memory, OneImage, attended_loss_sum, attention_maps, best_means
 from train.losses.cosine import drawn
-from train.losses.image_level import Pairs, dense_loss_sum, pairs_of, pooled_loss_sum
+from train.losses.image_level import Pairs, pairs_of, pooled_loss_sum
 from train.models.cosine import Cosined, gains
 from train.models.ladder import Laddered
 from train.models.memory_bank import MemoryBank
@@ -163,12 +163,10 @@ class MixedObjective(nn.Module):
         return loss_sum
 
     def _image_loss(self, output: Output, batch: Batch, tags: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if not isinstance(output, Cosined):
+            raise TypeError(f"image labels with {type(output).__name__}: expected a cosine head (train.mixture.check)")
         candidates = self._candidates(batch.source, tags)
         pairs = pairs_of(tags, candidates, len(batch.images))
-        if not isinstance(output, Cosined):
-            logits = output.logits if isinstance(output, Laddered) else output
-            pooled = dense_loss_sum(logits, candidates, pairs)
-            return self.config.image_weight * pooled, {"cls": pooled.detach(), "aux": torch.zeros_like(pooled)}
         with torch.autocast(tags.device.type, enabled=False):
             seen = look(output, candidates, pairs)
             pooled = pooled_loss_sum(seen.cells, seen.table, seen.gains, pairs)

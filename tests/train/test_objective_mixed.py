@@ -216,17 +216,6 @@ def test_a_ladders_auxiliary_logits_are_narrowed_too() -> None:
     assert narrowed(whole, ids, batch.weights, torch.ones(CLASSES, dtype=torch.bool))[0] is whole
 
 
-@pytest.mark.parametrize("kind", ["dense", "ladder"])
-def test_a_dense_network_has_the_baseline(kind: str) -> None:
-    logits = torch.randn(2, CLASSES, 3, 4, generator=torch.Generator().manual_seed(2))
-    loss = Loss(image_weight=0.5)
-    mixed = MixedObjective(build_loss(loss), loss, space(), None)
-    got, logged = mixed(logits if kind == "dense" else Laddered(logits, (), ()), tagged(TAGS))
-    want = oracle(logits[:, 2:].flatten(2).transpose(1, 2), torch.arange(2, CLASSES), torch.tensor(TAGS))
-    torch.testing.assert_close(got, 0.5 * want)
-    torch.testing.assert_close(logged["cls"], want)
-
-
 def test_sampled_candidates_are_the_labels_and_so_many_others_of_the_source() -> None:
     output, seen = said(6), set()
     mixed = objective(sampled_classes=1)

@@ -93,18 +93,6 @@ def vectors_loss_sum(vectors: Tensor, table: Tensor, pairs: Pairs, row: Tensor |
     return _cost((mine * table[pairs.column]).sum(1), rest)
 
 
-def dense_loss_sum(logits: Tensor, candidates: Tensor, pairs: Pairs) -> Tensor:
-    """The baseline's loss for a network that gives every class a channel, summed over the pairs.
-
-    Args:
-        logits: [B, C, H, W], any floating type; averages are taken in float32 at least.
-        candidates: int64 [c].
-    """
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scores = logits.mean((2, 3), dtype=wide)[:, candidates]  # [B, c]
-    return _cost(scores[pairs.image, pairs.column], _log_sum(scores, pairs.present)[pairs.image])
-
-
 def _rest(vectors: Tensor, table: Tensor, present: Tensor) -> Tensor:
     """log sum exp of the scores of all classes that are not present: [V]; `_log_sum` over `_scores`, in parts."""
     rows = max(1, ENTRIES // max(1, len(table)))

@@ -164,8 +164,7 @@ def _evaluate(
     facts: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Score, and write the report on rank 0; the result also holds `facts`."""
-    from train.checkpoint import norms_of
-    from train.evaluate import Example, evaluate
+    from train.evaluate import Example, evaluate, facts_of
     from train.inference import load_model
     from train.report import Gallery, write_report
     from train.runlog import read_log
@@ -184,19 +183,10 @@ def _evaluate(
         scores, samples = evaluate(model, target, views, world, limit, watch)
     result = {
         **scores,
-        "samples": samples,
-        "split": target.name,
-        "run": str(run.folder),
-        "recipe": run.recipe.name,
-        "step": step,
-        "norms": norms_of(run.folder, exact_norms),
-        "shards": str(target.path),
-        "dataset": target.manifest.dataset,
-        "manifest_digest": target.manifest.digest,
+        **facts_of(run, target, step, samples, exact_norms),
         "scales": list(views.scales),
         "flip": views.flip,
         **({"window": list(views.window), "stride": list(views.steps)} if views.window else {}),
-        "input_scale": target.input_scale,
         **(facts or {}),
     }
     if gallery is None:

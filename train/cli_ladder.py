@@ -92,6 +92,7 @@ def prune(
         raise SettingsError(f"--plot {plot_file}: expected a name that ends in .svg")
     yield_cores()
     from train.distributed import enough_memory, join  # torch takes a second to import: --help does without
+    from train.evaluate import facts_of
     from train.inference import load_model, views_of
     from train.pruning import counts_of, score_pruned, units_of
 
@@ -105,7 +106,7 @@ def prune(
         with Progress(len(counts) * mine, "images", quiet or not world.first) as progress:
             found = score_pruned(model, counts, target, views, world, limit, lambda *_: progress.advance(1))
     if world.first:
-        facts = _facts(run, target, step, samples, not moving_norms)
+        facts = facts_of(run, target, step, samples, not moving_norms)
         say(_table("silent units", {str(scores["units"]): scores for scores in found}), quiet)
         say(f"{len(names)} units, from the tail: {_blocks(names)}\n{_told(facts)}", quiet)
         _write_json(
@@ -144,6 +145,7 @@ def strides(
         raise SettingsError("--json without --scores: there are no scores to write; add --scores")
     yield_cores()
     from train.distributed import enough_memory, join  # torch takes a second to import: --help does without
+    from train.evaluate import facts_of
     from train.inference import load_model, views_of
     from train.models.ladder import LadderModel
     from train.strides import draw, score_strides, spread, strides_of
@@ -167,7 +169,7 @@ def strides(
             found = score_strides(model, rungs, target, indices, views, world, watch)
     if world.first:
         if scores:
-            facts = _facts(run, target, step, samples, not moving_norms)
+            facts = facts_of(run, target, step, samples, not moving_norms)
             say(f"{_table('stride', {str(s): found[s] for s in rungs})}\n{_told(facts)}", quiet)
             _write_json(json_file, {**facts, "strides": [{"stride": s, **found[s]} for s in rungs]})
         say(f"pictures of {len(drawn)} samples, strides {', '.join(map(str, rungs))}: {out}", quiet)
@@ -191,24 +193,6 @@ def _open(folder: Path, shard_set: Path, split: str) -> tuple[Run, Split]:
 
     run = open_run(folder)
     return run, open_for_scoring(shard_set, split, run.recipe.eval.input_scale, run.classes, f"run {folder}")
-
-
-def _facts(run: Run, target: Split, step: int, samples: int, exact_norms: bool) -> dict[str, Any]:
-    """What the scores were taken of, under seg-eval's names."""
-    from train.checkpoint import norms_of
-
-    return {
-        "run": str(run.folder),
-        "recipe": run.recipe.name,
-        "step": step,
-        "norms": norms_of(run.folder, exact_norms),
-        "shards": str(target.path),
-        "dataset": target.manifest.dataset,
-        "manifest_digest": target.manifest.digest,
-        "split": target.name,
-        "samples": samples,
-        "input_scale": target.input_scale,
-    }
 
 
 def _told(facts: Mapping[str, Any]) -> str:

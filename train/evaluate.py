@@ -26,10 +26,12 @@ import shards
 from shards.classes import ClassTable
 from shards.errors import FormatError
 from shards.manifest import Manifest, load_manifest
+from train.checkpoint import norms_of
 from train.class_match import Answers, Bools, Rule, match
 from train.distributed import World
 from train.inference import Views, as_label, covered, predict
 from train.metrics_split import SplitMetrics
+from train.run import Run
 from train.sources import check_classes, check_scales, check_split
 
 U8 = npt.NDArray[np.uint8]
@@ -224,3 +226,19 @@ class Answering:
         if self._place is None:
             return prediction, example
         return self._place[prediction], replace(example, hard=self._kept[example.hard])
+
+
+def facts_of(run: Run, split: Split, step: int, samples: int, exact_norms: bool) -> dict[str, Any]:
+    """What scores were taken of, as plain values for JSON: how many samples of what, by which network."""
+    return {
+        "samples": samples,
+        "split": split.name,
+        "run": str(run.folder),
+        "recipe": run.recipe.name,
+        "step": step,
+        "norms": norms_of(run.folder, exact_norms),
+        "shards": str(split.path),
+        "dataset": split.manifest.dataset,
+        "manifest_digest": split.manifest.digest,
+        "input_scale": split.input_scale,
+    }

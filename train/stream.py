@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Failure:
     error: SegshardsError
 
 
-class Positioned(Dataset[Item | Failure]):
+class Positioned(Dataset[Item | Failure], ABC):
     """Samples by their position in the order of a run."""
 
     recipe: Recipe
@@ -60,9 +61,9 @@ class Positioned(Dataset[Item | Failure]):
         except SegshardsError as error:
             return Failure(error)
 
+    @abstractmethod
     def item(self, position: int) -> Item:
         """The augmented sample at `position`; raises SegshardsError."""
-        raise NotImplementedError
 
 
 class Stream(Positioned):

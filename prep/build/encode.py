@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from prep.build.shardfile import Blocks
 from prep.decode import SourceImage, decode_source
 from prep.places import place_name, printable, read_place
 from prep.raw import DecodedLabel, RawSample, Reader, UInt16
@@ -26,6 +25,7 @@ from shards.codec.image import MAX_PIXELS
 from shards.errors import SampleError, SettingsError
 from shards.resize import resize_image
 from shards.scale import Scale
+from shards.shardfile import Blocks
 from shards.soften import soften
 from shards.tar import check_key, sample_blocks
 

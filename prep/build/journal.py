@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from prep.build.shardfile import write_all
+from shards.shardfile import write_all
 
 VERSION = 1
 

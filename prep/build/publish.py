@@ -13,7 +13,6 @@ from pathlib import Path
 
 from prep.build.encode import BadSample
 from prep.build.plan import Plan
-from prep.build.shardfile import ShardRecord
 from prep.build.state import BuildState
 from prep.build.statistics import class_pixels, summarise
 from shards.arrays import pack
@@ -21,6 +20,7 @@ from shards.card import card
 from shards.errors import FormatError, UserError, naming
 from shards.index import decode_index
 from shards.manifest import File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes, sync_folder
+from shards.shardfile import ShardRecord
 from shards.verify import check_file
 
 _READ = 1 << 20

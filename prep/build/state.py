@@ -11,7 +11,7 @@ from prep.build.counts import Counts
 from prep.build.encode import BadSample
 from prep.build.journal import read_journal
 from prep.build.plan import Chunk
-from prep.build.shardfile import ShardRecord, hash_prefix
+from shards.shardfile import ShardRecord, hash_prefix
 
 
 @dataclass

@@ -9,9 +9,9 @@ from prep.build.counts import Counts
 from prep.build.encode import BadSample, EncodedSample
 from prep.build.journal import Journal
 from prep.build.plan import Chunk, Plan
-from prep.build.shardfile import ShardStream
 from prep.build.state import BuildState, chunk_line
 from prep.build.worker import EncodedChunk
+from shards.shardfile import ShardStream
 
 
 class ChunkWriter:

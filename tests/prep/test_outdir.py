@@ -13,9 +13,9 @@ import pytest
 from prep import pipeline
 from prep.build import outdir, publish
 from prep.build.journal import Journal
-from prep.build.shardfile import ShardRecord, write_all
 from shards import manifest
 from shards.errors import FormatError, SettingsError
+from shards.shardfile import ShardRecord, write_all
 from shards.terminal import describe
 from tests.fakes import fake_camvid
 from tests.prep.builds import run_build, tree

@@ -16,8 +16,8 @@ import pytest
 
 from prep.build import outdir, publish, worker
 from prep.build.journal import Journal, read_journal
-from prep.build.shardfile import ShardRecord, ShardStream
 from shards.errors import SettingsError
+from shards.shardfile import ShardRecord, ShardStream
 from tests.fakes import fake_camvid
 from tests.prep.builds import SegPrep, run_build, tree
 
@@ -369,7 +369,7 @@ def test_two_builds_into_one_folder_are_refused(root: Path, tmp_path: Path) -> N
 def test_a_full_disk_is_one_line_and_the_build_goes_on(
     root: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seg_prep: SegPrep, call: int
 ) -> None:
-    from prep.build import shardfile
+    from shards import shardfile
 
     original, left = shardfile.write_all, call
 

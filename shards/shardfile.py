@@ -1,7 +1,12 @@
-"""The partial shards of a build: one stream a split and scale, cut into tar files by encoded bytes alone.
+"""Writing shards: one stream a split and scale, cut into tar files by encoded bytes alone.
 
-Files grow in `<out>/.build/` and are hashed as they are written. A stream's position can be written to the journal
-after any sample and taken up again from there.
+    stream = ShardStream(folder, "val/1-4", limit=256_000_000)
+    stream.add(key, Blocks(sample_blocks(key, members), {suffix: len(data) for suffix, data in members.items()}))
+    stream.finish()
+    records = stream.take_closed()  # name, bytes and sha256 of each shard and of its index
+
+Files grow in one folder and are hashed as they are written. A stream's position can be written to a journal after any
+sample and taken up again from there.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from shards.classes import ClassTable
 from shards.dataset import Sample, ShardDataset
 from shards.dataset import open_split as open
 from shards.errors import FormatError, LayoutError, SampleError, SegshardsError, SettingsError, UserError
+from shards.loader import Loader
 from shards.manifest import Manifest, load_manifest
 from shards.order import epoch_order
 from shards.resize import resize_image, resize_image_to
@@ -27,6 +28,7 @@ __all__ = [
     "ClassTable",
     "FormatError",
     "LayoutError",
+    "Loader",
     "Manifest",
     "Sample",
     "SampleError",

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -150,6 +150,9 @@ class ShardDataset:
     def members(self, i: int) -> dict[str, bytes]:
         """suffix -> stored bytes of sample i."""
         return self._reader.members(i)
+
+    def ahead(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        """Hear which samples will be read next, in order; files on this machine need no preparation."""
 
 
 def open_split(path: str | Path, split: str, scale: str | Scale = "1") -> ShardDataset:

@@ -12,7 +12,7 @@ DEMO_RUN    := runs/demo
 SOURCES := shards prep train tests
 
 # Names of folders are targets too: without .PHONY make would call them up to date.
-.PHONY: help install demo shards test lint check bench clean
+.PHONY: help install demo shards test lint check bench torture clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -58,6 +58,9 @@ check: lint test ## everything that CI runs
 
 bench: $(STAMP) ## measure speed and size; prints ratios
 	@for name in soften storage pipeline step; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+
+torture: $(STAMP) ## kill a thousand builds at random moments; each must end in the bytes of an undisturbed one
+	$(BIN)/python -m tests.torture --trials 1000 $(ARGS)
 
 clean: ## remove caches and build leftovers; data/, runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

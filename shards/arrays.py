@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shards.codec import image_suffix
 from shards.errors import FormatError
@@ -110,6 +111,9 @@ class ZarrReader:
             image = members.pop("image")
             members = {image_suffix(image, self._store): image, **members}
         return members
+
+    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
+        """Nothing to fetch: stores are local."""
 
     def _open(self) -> None:
         if self._group is not None:

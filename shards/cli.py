@@ -1,4 +1,4 @@
-"""``seg-shards``: look into a shard set. ls, cat, verify, stats.
+"""``seg-shards``: look into a shard set, in a folder or at a URL. ls, cat, verify, stats.
 
 seg-shards ls data/camvid
 seg-shards cat data/camvid --split val --scale 1/4 --key 0016E5_07959 --save /tmp/look
@@ -20,11 +20,12 @@ from shards.manifest import Manifest, load_manifest
 from shards.picture import blend, colourise, entropy_map, overlay
 from shards.softlabel import SoftLabel
 from shards.statistics import LabelCounts, class_mass, count_labels
+from shards.store import Place, as_place
 from shards.terminal import Progress, main_of, say
 from shards.verify import count_steps, verify
 
 MANY_CLASSES = 200  # of more, only those that occur are printed
-FOLDER = click.argument("out", type=click.Path(path_type=Path))
+PLACE = click.argument("out", type=as_place, metavar="OUT")
 QUIET = click.option("--quiet", is_flag=True, help="Print results only.")
 
 
@@ -34,11 +35,11 @@ def command() -> None:
 
 
 @command.command(epilog="Example: seg-shards ls data/camvid --keys --split val")
-@FOLDER
+@PLACE
 @click.option("--keys", is_flag=True, help="List the keys, one a line.")
 @click.option("--split", help="Only this split.")
 @QUIET
-def ls(out: Path, keys: bool, split: str | None, quiet: bool) -> None:  # all it prints is results
+def ls(out: Place, keys: bool, split: str | None, quiet: bool) -> None:  # all it prints is results
     """What is in it: splits, scales, samples, bytes."""
     manifest = load_manifest(out)
     splits = [open_split(out, split, manifest.scales[0]).split] if split else list(manifest.splits)
@@ -62,13 +63,13 @@ def _ls_line(manifest: Manifest, name: str, scale: str) -> str:
 
 
 @command.command(epilog="Example: seg-shards cat data/camvid --split val --key 0016E5_07959 --save /tmp/look")
-@FOLDER
+@PLACE
 @click.option("--split", help="Which split; the first that holds the key without it.")
 @click.option("--scale", help="Which scale; the largest stored without it.")
 @click.option("--key", help="Which sample; the first without it.")
 @click.option("--save", type=click.Path(path_type=Path), help="Write image, colourised label and entropy map here.")
 @QUIET
-def cat(out: Path, split: str | None, scale: str | None, key: str | None, save: Path | None, quiet: bool) -> None:
+def cat(out: Place, split: str | None, scale: str | None, key: str | None, save: Path | None, quiet: bool) -> None:
     """Print one sample; with --save write pictures of it."""
     dataset = _find(out, split, scale, key)
     i = dataset.position(key) if key else dataset.position(0)
@@ -84,11 +85,11 @@ def _soft_label(sample: Sample, dataset: ShardDataset, i: int, exact: bool) -> S
     """The sample's soft label; where no scale was asked for and this one holds none, that of the next scale."""
     smaller = [] if exact or sample.soft is not None else [s for s in dataset.manifest.scales if s != dataset.scale]
     for scale in smaller:
-        return open_split(dataset.folder, dataset.split, scale)[i].soft
+        return open_split(dataset.store, dataset.split, scale)[i].soft
     return sample.soft
 
 
-def _find(out: Path, split: str | None, scale: str | None, key: str | None) -> ShardDataset:
+def _find(out: Place, split: str | None, scale: str | None, key: str | None) -> ShardDataset:
     """The split asked for, or the first that holds the key."""
     manifest = load_manifest(out)
     wanted = scale or manifest.scales[0]
@@ -140,9 +141,9 @@ def _save(sample: Sample, dataset: ShardDataset, folder: Path, soft: SoftLabel |
 
 
 @command.command("verify", epilog="Example: seg-shards verify data/camvid")
-@FOLDER
+@PLACE
 @QUIET
-def verify_command(out: Path, quiet: bool) -> int:
+def verify_command(out: Place, quiet: bool) -> int:
     """Check every checksum, decode every member, test every invariant; exit 2 if anything is wrong."""
     problems = 0
     total = count_steps(out)
@@ -155,11 +156,11 @@ def verify_command(out: Path, quiet: bool) -> int:
 
 
 @command.command(epilog="Example: seg-shards stats data/camvid --json /tmp/stats.json")
-@FOLDER
+@PLACE
 @click.option("--split", help="Only this split.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
 @QUIET
-def stats(out: Path, split: str | None, target: Path | None, quiet: bool) -> None:
+def stats(out: Place, split: str | None, target: Path | None, quiet: bool) -> None:
     """Class statistics, counted from the stored labels."""
     manifest = load_manifest(out)
     names = [open_split(out, split, manifest.scales[0]).split] if split else list(manifest.splits)

@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +18,11 @@ from shards.arrays import ZarrReader
 from shards.classes import ClassTable
 from shards.codec import decode_hard, decode_image, decode_instances, decode_meta, decode_soft
 from shards.errors import FormatError, UserError
-from shards.index import decode_entry, decode_index
-from shards.manifest import Manifest, ScaleSet, load_manifest
+from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
 from shards.softlabel import U16, SoftLabel
-from shards.tar import IndexEntry, read_range, read_sample
+from shards.store import Place, Store, open_store
+from shards.tarset import TarReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,66 +53,31 @@ class Reader(Protocol):
 
     def keys(self) -> list[str]: ...
     def members(self, i: int) -> dict[str, bytes]: ...
-
-
-class TarReader:
-    """Samples in tar shards: one pread each. An index is checked whole at first use; then four bytes a sample stay.
-
-    Entries are read from the index file again when their sample is: a set of millions of samples takes little memory.
-    """
-
-    def __init__(self, folder: Path, part: ScaleSet) -> None:
-        self._folder, self.part = folder, part
-        self._ends = list(accumulate(s.samples for s in part.shards))
-        self._lines: dict[int, npt.NDArray[np.uint32]] = {}  # of each index, where its lines begin, and its end
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lines": {}}
-
-    def keys(self) -> list[str]:
-        """All keys, in order."""
-        return [e.key for s in range(len(self.part.shards)) for e in self.entries(s)]
-
-    def members(self, i: int) -> dict[str, bytes]:
-        """suffix -> bytes of sample i."""
-        shard = bisect_right(self._ends, i)
-        record = self.part.shards[shard]
-        return read_sample(self._folder / record.path, self._entry(shard, i - self._ends[shard] + record.samples))
-
-    def entries(self, shard: int) -> list[IndexEntry]:
-        """The index of one shard; raises FormatError."""
-        record = self.part.shards[shard]
-        path = self._folder / record.index.path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise FormatError(path, f"cannot be read ({error.strerror}); build or copy it again") from error
-        found = decode_index(data, path)
-        if len(found) != record.samples:
-            raise FormatError(path, f"{len(found)} samples found; the manifest has {record.samples}")
-        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
-        self._lines[shard] = np.concatenate(([0], ends + 1)).astype(np.uint32)
-        return found
-
-    def _entry(self, shard: int, number: int) -> IndexEntry:
-        """One entry; the whole index is read and checked where that has not been done yet."""
-        if shard not in self._lines:
-            return self.entries(shard)[number]
-        start, end = (int(at) for at in self._lines[shard][number : number + 2])
-        path = self._folder / self.part.shards[shard].index.path
-        return decode_entry(read_range(path, start, end - start), path, number + 1)
+    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None: ...
 
 
 class ShardDataset:
-    """One split of a shard set at one scale. Files open when first needed; it can be pickled to other processes."""
+    """One split of a shard set at one scale. Files open when first needed; it can be pickled to other processes.
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, scale: Scale) -> None:
-        self.folder, self.manifest, self.split, self.scale = folder, manifest, split, str(scale)
+    Args:
+        place: the shard set: folder, URL or open store.
+        manifest: its manifest.
+        split, scale: of it.
+    """
+
+    def __init__(self, place: Place | Store, manifest: Manifest, split: str, scale: Scale) -> None:
+        self.store = open_store(place)
+        self.folder = self.store.name  # or URL
+        self.manifest, self.split, self.scale = manifest, split, str(scale)
         part = manifest.splits[split].scales[self.scale]
         self.classes: ClassTable = manifest.class_table
         self.groups: list[int] = list(part.groups)
         self._count = manifest.splits[split].samples
-        self._reader: Reader = ZarrReader(folder / part.store, self._count) if part.store else TarReader(folder, part)
+        self._reader: Reader
+        if part.store:
+            self._reader = ZarrReader(Path(self.folder) / part.store, self._count)
+        else:
+            self._reader = TarReader(self.store, part)
         self._positions: dict[str, int] | None = None
 
     def __len__(self) -> int:
@@ -151,27 +114,31 @@ class ShardDataset:
         """suffix -> stored bytes of sample i."""
         return self._reader.members(i)
 
-    def ahead(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> None:
-        """Hear which samples will be read next, in order; files on this machine need no preparation."""
+    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
+        """These samples will be read next, in this order: their files are fetched in the background, where that pays.
+
+        Returns at once and raises nothing; what is asked for anew takes the place of what was asked for before.
+        """
+        self._reader.ahead(indices)
 
 
-def open_split(path: str | Path, split: str, scale: str | Scale = "1") -> ShardDataset:
+def open_split(place: Place | Store, split: str, scale: str | Scale = "1") -> ShardDataset:
     """Open one split of a shard set at one scale (exported as ``shards.open``).
 
     Raises:
         UserError: no shard set there, or no such split or scale in it; says what there is.
         FormatError: a damaged or foreign manifest.
     """
-    folder = Path(path)
-    manifest = load_manifest(folder)
+    store = open_store(place)
+    manifest = load_manifest(store)
     wanted = Scale.parse(scale)
     if split not in manifest.splits:
-        raise UserError(f"split {split!r} not found in {folder}; it holds {_listed(manifest.splits)}")
+        raise UserError(f"split {split!r} not found in {store.name}; it holds {_listed(manifest.splits)}")
     if str(wanted) not in manifest.splits[split].scales:
         raise UserError(
-            f"scale {wanted} not found in {folder}; it holds {', '.join(manifest.scales)}: add it to --scales"
+            f"scale {wanted} not found in {store.name}; it holds {', '.join(manifest.scales)}: add it to --scales"
         )
-    return ShardDataset(folder, manifest, split, wanted)
+    return ShardDataset(store, manifest, split, wanted)
 
 
 def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str) -> Sample:

@@ -11,8 +11,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from shards.errors import FormatError, SettingsError
-from shards.tar import BLOCK, MAX_MEMBER, MEMBER_SUFFIXES, IndexEntry, check_key
+from shards.tar import MEMBER_SUFFIXES, IndexEntry, check_key
+
+_DECODER = msgspec.json.Decoder(IndexEntry)
+_SUFFIXES = frozenset(MEMBER_SUFFIXES)
 
 
 def encode_entry(entry: IndexEntry) -> bytes:
@@ -43,12 +48,10 @@ def decode_index(data: bytes, where: str | Path = "<memory>") -> list[IndexEntry
 def decode_entry(line: bytes, where: str | Path, number: int) -> IndexEntry:
     """The entry in line ``number``, counted from 1; raises FormatError."""
     try:
-        row = json.loads(line)
-        key, offset, sizes = row["key"], row["offset"], row["members"]
-        whole = all(type(v) is int and 0 <= v < MAX_MEMBER for v in sizes.values())
-        known = set(sizes) <= set(MEMBER_SUFFIXES) and len(row) == 3
-        if not (whole and known and type(offset) is int and offset >= 0 and offset % BLOCK == 0):
-            raise ValueError("out of range")
-        return IndexEntry(check_key(key), offset, sizes)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SettingsError) as error:
+        entry = _DECODER.decode(line)
+        check_key(entry.key)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SettingsError) as error:
         raise FormatError(where, f"line {number} is not an index entry") from error
+    if not _SUFFIXES.issuperset(entry.sizes):
+        raise FormatError(where, f"line {number} is not an index entry: unknown members")
+    return entry

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shards.classes import ClassTable
-from shards.errors import FormatError, SettingsError, UserError, naming
+from shards.errors import FormatError, SettingsError, naming
 from shards.scale import Scale, check_filter
+from shards.store import Place, Store, open_store
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -157,23 +158,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def load_manifest(folder: str | Path) -> Manifest:
-    """Read and check ``folder/manifest.json``.
+def load_manifest(place: Place | Store) -> Manifest:
+    """Read and check the manifest of a shard set: at a folder, at a URL, or of an open store.
 
     Raises:
-        UserError: the folder holds no manifest.
+        UserError: no manifest there.
         FormatError: another format version, damage, wrong types, paths that leave the folder.
     """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        unfinished = (Path(folder) / ".build").is_dir()
-        hint = (
-            "the build there is not finished: run the same seg-prep again" if unfinished else "build it with seg-prep"
-        )
-        raise UserError(f"no {MANIFEST} found in {folder}; expected a shard set: {hint}")
-    if path.stat().st_size > MAX_BYTES:
-        raise FormatError(path, f"larger than {MAX_BYTES} bytes")
-    return parse_manifest(path.read_bytes(), path)
+    store = open_store(place)
+    return parse_manifest(store.small(MANIFEST, MAX_BYTES), f"{store.name}/{MANIFEST}")
 
 
 def parse_manifest(data: bytes, where: str | Path) -> Manifest:

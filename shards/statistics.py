@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from shards.dataset import ShardDataset, weak_labels
 from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
 from shards.softlabel import SoftLabel
+from shards.store import Place, Store, open_store
 
 I64 = npt.NDArray[np.int64]
 
@@ -72,15 +72,20 @@ def class_mass(soft: SoftLabel, classes: int) -> npt.NDArray[np.float64]:
 
 
 def count_labels(
-    folder: Path, split: str, scale: str, advance: Callable[[], None] = lambda: None, manifest: Manifest | None = None
+    place: Place | Store,
+    split: str,
+    scale: str,
+    advance: Callable[[], None] = lambda: None,
+    manifest: Manifest | None = None,
 ) -> LabelCounts:
     """Count one split at one scale; ``advance`` is called once a sample. Raises UserError, FormatError."""
-    dataset = ShardDataset(folder, manifest or load_manifest(folder), split, Scale.parse(scale))
+    store = open_store(place)
+    dataset = ShardDataset(store, manifest or load_manifest(store), split, Scale.parse(scale))
     classes = len(dataset.classes)
     counts = LabelCounts(np.zeros(classes + 1, np.float64), np.zeros(classes + 1, np.int64))
     for i in range(len(dataset)):
         members = dataset.members(i)
-        where = f"{folder}/{split}/{scale} sample {i}"
+        where = f"{store.name}/{split}/{scale} sample {i}"
         counts.samples += 1
         counts.image_bytes += sum(len(members[s]) for s in ("jpg", "png", "webp") if s in members)
         if "seg.png" in members:

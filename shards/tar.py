@@ -7,34 +7,39 @@ program and the webdataset library read it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from shards.errors import FormatError, SettingsError
+from shards.local import open_file
 
 BLOCK = 512
 TAR_END = bytes(2 * BLOCK)
+_MODES = b"0000644\0" + b"0000000\0" * 2  # mode, owner, group
+_TIME = b"\0" + b"%011o\0" % 0
+_MAGIC = b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
+_FIXED_SUM = sum(_MODES + _TIME + _MAGIC + b" " * 7)  # a checksum counts itself as eight spaces; _MAGIC has one
 MAX_MEMBER = 1 << 31  # bytes; larger members are refused
 MEMBER_SUFFIXES = ("jpg", "png", "webp", "seg.png", "inst.png", "soft.npz", "json")
 _KEY = re.compile(r"[^\x00-\x1f\x7f./\\:*?\"<>|]+(/[^\x00-\x1f\x7f./\\:*?\"<>|]+)*")
 
 
-@dataclass(frozen=True)
-class IndexEntry:
+class IndexEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"sizes": "members"}):
     """Where a sample lies in its shard.
 
     Args:
         key: the sample's key.
         offset: byte of its first header, a multiple of 512.
-        sizes: suffix -> bytes of each member, in the order in which they lie.
+        sizes: suffix -> bytes of each member, in the order in which they lie; "members" in the index.
     """
 
     key: str
-    offset: int
-    sizes: dict[str, int]
+    offset: Annotated[int, msgspec.Meta(ge=0, multiple_of=BLOCK)]
+    sizes: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=MAX_MEMBER)]]
 
     @property
     def length(self) -> int:
@@ -88,59 +93,53 @@ def split_blocks(data: bytes, entry: IndexEntry, where: str | Path) -> dict[str,
 
 def read_sample(path: Path, entry: IndexEntry) -> dict[str, bytes]:
     """Open one sample with one pread; raises FormatError."""
-    return split_blocks(read_range(path, entry.offset, entry.length), entry, path)
+    return split_blocks(open_file(path).read(entry.offset, entry.length), entry, path)
 
 
-def read_range(path: Path, offset: int, length: int) -> bytes:
-    """Bytes of a file from ``offset`` on, fewer where it ends before; raises FormatError."""
-    try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise FormatError(path, f"cannot be opened ({error.strerror}); build or copy it again") from error
-    try:
-        return os.pread(file, length, offset)
-    finally:
-        os.close(file)
+def scan(path: Path, name: str | None = None) -> Iterator[IndexEntry]:
+    """Walk a shard's headers from the start, sample by sample; raises FormatError at anything we do not write.
 
-
-def scan(path: Path) -> Iterator[IndexEntry]:
-    """Walk a shard's headers from the start, sample by sample; raises FormatError at anything we do not write."""
+    Args:
+        path: the shard.
+        name: what it is called in messages; None: its path.
+    """
+    where = name or str(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         offset, start, key, sizes = 0, 0, "", dict[str, int]()
         while (header := file.read(BLOCK)) != bytes(BLOCK):
-            name, length = _parse(header, path, offset)
-            stem, _, suffix = name.partition(".")
+            member, length = _parse(header, where, offset)
+            stem, _, suffix = member.partition(".")
             if key and (stem != key or suffix in sizes):
                 yield IndexEntry(key, start, sizes)
                 start, sizes = offset, {}
             key, sizes = stem, {**sizes, suffix: length}
             offset += BLOCK + padded(length)
             if offset > size:
-                raise FormatError(path, "ends within a member: truncated", name)
+                raise FormatError(where, "ends within a member: truncated", member)
             file.seek(offset)
         if key:
             yield IndexEntry(key, start, sizes)
         if size != offset + len(TAR_END) or file.read() != bytes(BLOCK):
-            raise FormatError(path, "does not end with two empty blocks: truncated or added to")
+            raise FormatError(where, "does not end with two empty blocks: truncated or added to")
 
 
 def _header(name: str, size: int) -> bytes:
     """A USTAR header with fixed mode 0644, owner 0 and time 0."""
-    prefix, base = _split_name(name)
     if size >= MAX_MEMBER:
         raise SettingsError(f"member {name} of {size} bytes found; expected fewer than {MAX_MEMBER}")
-    fields = b"".join(
-        (
-            base.ljust(100, b"\0"),
-            b"0000644\0" + b"0000000\0" * 2,
-            b"%011o\0" % size + b"%011o\0" % 0,
-            b" " * 8 + b"0" + bytes(100) + b"ustar\x0000" + bytes(64),
-            b"0000000\0" * 2,
-            prefix.ljust(155, b"\0") + bytes(12),
-        )
+    prefix, base = _split_name(name)
+    digits = b"%011o" % size
+    total = _FIXED_SUM + sum(base) + sum(digits) + sum(prefix)
+    return b"%b%b%b%b%06o%b%b" % (
+        base.ljust(100, b"\0"),
+        _MODES,
+        digits,
+        _TIME,
+        total,
+        _MAGIC,
+        prefix.ljust(167, b"\0"),
     )
-    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
 
 
 def _split_name(name: str) -> tuple[bytes, bytes]:
@@ -156,7 +155,7 @@ def _split_name(name: str) -> tuple[bytes, bytes]:
     return raw[:at], raw[at + 1 :]
 
 
-def _parse(header: bytes, path: Path, offset: int) -> tuple[str, int]:
+def _parse(header: bytes, path: str, offset: int) -> tuple[str, int]:
     """(name, size) of a header, which must equal the one we would write; raises FormatError."""
     if len(header) < BLOCK:
         raise FormatError(path, f"ends at byte {offset} without an end mark: truncated")

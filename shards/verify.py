@@ -5,99 +5,85 @@ Nothing stops at the first problem: all of them are reported, each naming its fi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from shards.dataset import Sample, ShardDataset, TarReader, decode_sample
+from shards.dataset import Sample, ShardDataset, decode_sample
 from shards.errors import FormatError, SegshardsError
-from shards.manifest import File, Manifest, load_manifest
+from shards.local import check_file as check_file
+from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
 from shards.soften import soften
+from shards.store import Place, Store, open_store
 from shards.tar import scan
+from shards.tarset import TarReader
 
-REMEDY = "build or copy it again"
 
-
-def verify(folder: Path, advance: Callable[[], None] = lambda: None) -> Iterator[str]:
+def verify(place: Place | Store, advance: Callable[[], None] = lambda: None) -> Iterator[str]:
     """Problems of a shard set, one line each.
 
     Args:
-        folder: of the shard set.
+        place: folder, URL or open store of the shard set.
         advance: called once a file and once a sample, for progress; ``count_steps`` says how often.
 
     Raises:
         UserError, FormatError: no manifest, or one that is damaged: then nothing else can be trusted.
     """
-    manifest = load_manifest(folder)
+    store = open_store(place)
+    manifest = load_manifest(store)
     broken = set()
     for file in manifest.all_files():
-        problem = check_file(folder, file)
+        problem = store.check(file)
         if problem:
             broken.add(file.path)
             yield problem
         advance()
     for name in manifest.splits:
-        yield from _verify_split(folder, manifest, name, broken, advance)
+        yield from _verify_split(store, manifest, name, broken, advance)
 
 
-def count_steps(folder: Path) -> int:
+def count_steps(place: Place | Store) -> int:
     """Files plus samples at each scale."""
-    manifest = load_manifest(folder)
+    manifest = load_manifest(place)
     return len(manifest.all_files()) + sum(len(s.scales) * s.samples for s in manifest.splits.values())
 
 
-def check_file(folder: Path, file: File) -> str | None:
-    """None if the file's bytes are what the manifest says, else the problem."""
-    path = folder / file.path
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            return f"{path}: a link that leaves the folder"
-        size = path.stat().st_size
-        if size != file.bytes:
-            return f"{path}: {size} bytes found; the manifest has {file.bytes}: truncated or changed; {REMEDY}"
-        with open(path, "rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); {REMEDY}"
-    return None if found == file.sha256 else f"{path}: checksum differs from the manifest: damaged; {REMEDY}"
-
-
 def _verify_split(
-    folder: Path, manifest: Manifest, name: str, broken: set[str], advance: Callable[[], None]
+    store: Store, manifest: Manifest, name: str, broken: set[str], advance: Callable[[], None]
 ) -> Iterator[str]:
     """Indexes against tar headers, keys against each other, then every sample at every scale."""
     split = manifest.splits[name]
-    sets = {scale: ShardDataset(folder, manifest, name, Scale.parse(scale)) for scale in split.scales}
+    sets = {scale: ShardDataset(store, manifest, name, Scale.parse(scale)) for scale in split.scales}
     keys: list[str] | None = None
     for scale, dataset in sets.items():
         try:
-            yield from _verify_index(folder, dataset, broken)
+            yield from _verify_index(dataset, broken)
             found = dataset.keys()
         except SegshardsError as error:
             yield str(error)
             return
         if keys is not None and found != keys:
-            yield f"{folder}: split {name}: scale {scale} holds other keys than scale {next(iter(sets))}"
+            yield f"{store.name}: split {name}: scale {scale} holds other keys than scale {next(iter(sets))}"
             return
         keys = found
     if len(set(keys or ())) != len(keys or ()):
-        yield f"{folder}: split {name}: a key comes twice"
+        yield f"{store.name}: split {name}: a key comes twice"
     for i, key in enumerate(keys or ()):
         yield from _verify_sample(sets, i, key, manifest, split.labelled)
         for _ in sets:
             advance()
 
 
-def _verify_index(folder: Path, dataset: ShardDataset, broken: set[str]) -> Iterator[str]:
+def _verify_index(dataset: ShardDataset, broken: set[str]) -> Iterator[str]:
     """Every tar's headers must be what its index says."""
-    reader = TarReader(folder, dataset.manifest.splits[dataset.split].scales[dataset.scale])
+    store = dataset.store
+    reader = TarReader(store, dataset.manifest.splits[dataset.split].scales[dataset.scale])
     for number, shard in enumerate(reader.part.shards):
         if {shard.path, shard.index.path} & broken:
             continue
         try:
-            if list(scan(folder / shard.path)) != reader.entries(number):
-                yield f"{folder / shard.path}: headers differ from the index {shard.index.path}"
+            where = f"{store.name}/{shard.path}"
+            if list(scan(store.local(shard), where)) != reader.entries(number):
+                yield f"{where}: headers differ from the index {shard.index.path}"
         except FormatError as error:
             yield str(error)
 

@@ -62,7 +62,7 @@ def build(folder: Path, format: str = "webdataset", samples: int = 5, per_shard:
         }
     )  # fmt: skip
     (folder / "README.md").write_text(card(draft, {"road": 10, "car": 3}, quarantined=1))
-    return publish(draft.model_copy(update={"files": [_file(folder, folder / "README.md")]}), folder)
+    return publish(draft.model_copy(update={"files": [file_of(folder, folder / "README.md")]}), folder)
 
 
 def _scale_set(folder: Path, split: str, scale: str, format: str, samples: int, per_shard: int) -> ScaleSet:
@@ -84,7 +84,7 @@ def _scale_set(folder: Path, split: str, scale: str, format: str, samples: int, 
     pack(tars, store)
     for path, _ in tars:
         path.unlink()
-    files = [_file(folder, p) for p in sorted(store.rglob("*")) if p.is_file()]
+    files = [file_of(folder, p) for p in sorted(store.rglob("*")) if p.is_file()]
     return ScaleSet(groups=groups, store=str(store.relative_to(folder)), files=files)
 
 
@@ -102,9 +102,10 @@ def _write_tar(path: Path, split: str, scale: str, numbers: range) -> tuple[Path
 def _shard(folder: Path, path: Path, entries: list[IndexEntry]) -> Shard:
     index = path.with_suffix(".index.jsonl")
     index.write_bytes(encode_index(entries))
-    return Shard(**_file(folder, path).model_dump(), samples=len(entries), index=_file(folder, index))
+    return Shard(**file_of(folder, path).model_dump(), samples=len(entries), index=file_of(folder, index))
 
 
-def _file(folder: Path, path: Path) -> File:
+def file_of(folder: Path, path: Path) -> File:
+    """What a manifest says of a file."""
     data = path.read_bytes()
     return File(path=str(path.relative_to(folder)), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,162 @@
+"""A shard set in a folder, read by pread on files that stay open; the local ``Store``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.errors import FormatError, UserError
+from shards.recent import Recent
+
+if TYPE_CHECKING:
+    from shards.manifest import File
+
+KEPT = 64  # files that stay open
+REMEDY = "build or copy it again"
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class OpenFile:
+    """A file descriptor that is closed when nobody uses it any more."""
+
+    __slots__ = ("advised", "fd", "path")
+
+    def __init__(self, path: str | Path, fd: int) -> None:
+        self.path, self.fd, self.advised = path, fd, False
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from ``offset`` on, fewer at the end of the file; raises FormatError."""
+        try:
+            data = os.pread(self.fd, length, offset)
+            while len(data) < length and (more := os.pread(self.fd, length - len(data), offset + len(data))):
+                data += more  # one read gives 2 GiB at most
+        except OSError as error:
+            raise FormatError(self.path, f"cannot be read ({error.strerror}); {REMEDY}") from error
+        return data
+
+    def read_soon(self) -> None:
+        """Let the system read the file ahead, once."""
+        if not self.advised and hasattr(os, "posix_fadvise"):
+            self.advised = True
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def open_file(path: Path, size: int | None = None) -> OpenFile:
+    """Open a regular file of ``size`` bytes (None: any); raises FormatError where there is none."""
+    try:
+        file = OpenFile(path, os.open(path, _FLAGS))  # O_NONBLOCK: a pipe of that name must not hang
+        found = os.fstat(file.fd)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FormatError(path, f"cannot be opened ({reason}); {REMEDY}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise FormatError(path, f"is no file; {REMEDY}")
+    if size is not None and found.st_size != size:
+        raise FormatError(path, wrong_size(found.st_size, size))
+    return file
+
+
+def wrong_size(found: int, expected: int) -> str:
+    """What is wrong with a file that has not the bytes that the manifest says."""
+    return f"{found} bytes found; the manifest has {expected}: truncated or changed; {REMEDY}"
+
+
+class LocalStore:
+    """See ``shards.store.Store``. The last files read stay open, in each process its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self.folder = str(folder), folder
+        self._open: Recent[OpenFile] = Recent(KEPT)
+        self._inside: set[Path] = set()  # folders that are known to lie in this one
+
+    def __reduce__(self) -> tuple[type[LocalStore], tuple[Path]]:
+        return type(self), (self.folder,)
+
+    def small(self, path: str, most: int) -> bytes:
+        """See ``Store.small``."""
+        place = self.folder / path
+        if not place.is_file():
+            unfinished = (self.folder / ".build").is_dir()
+            hint = "the build there is not finished: run the same seg-prep again"
+            hint = hint if unfinished else "build it with seg-prep"
+            raise UserError(f"no {path} found in {self.folder}; expected a shard set: {hint}")
+        file = open_file(place)
+        data = file.read(0, most + 1)
+        if len(data) > most:
+            raise FormatError(place, f"larger than {most} bytes")
+        return data
+
+    def whole(self, file: File) -> bytes:
+        """See ``Store.whole``."""
+        opened = self._opened(file)
+        data = opened.read(0, file.bytes)
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise FormatError(opened.path, f"checksum differs from the manifest: damaged; {REMEDY}")
+        return data
+
+    def range(self, file: File, offset: int, length: int) -> bytes:
+        """See ``Store.range``."""
+        opened = self._open.get(file.path)
+        if opened is None:
+            opened = self._opened(file)
+            self._open.put(file.path, opened)
+        return opened.read(offset, length)
+
+    def local(self, file: File) -> Path:
+        """See ``Store.local``."""
+        path = self.folder / file.path
+        self._check_inside(path)
+        return path
+
+    def check(self, file: File) -> str | None:
+        """See ``Store.check``."""
+        return check_file(self.folder, file)
+
+    def ahead(self, files: Sequence[File]) -> None:
+        """See ``Store.ahead``: the system is told, as far as files stay open."""
+        for file in files[: KEPT // 4]:
+            try:
+                self.range(file, 0, 0)
+            except FormatError:
+                continue  # whoever reads it hears of it
+            opened = self._open.get(file.path)
+            if opened is not None:
+                opened.read_soon()
+
+    def _opened(self, file: File) -> OpenFile:
+        return open_file(self.local(file), file.bytes)
+
+    def _check_inside(self, path: Path) -> None:
+        """Raise FormatError where links lead out of the folder."""
+        parent = path.parent
+        try:
+            if parent in self._inside and not path.is_symlink():
+                return
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                raise FormatError(path, f"is a link that leaves the folder; {REMEDY}")
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise FormatError(path, f"cannot be opened ({error}); {REMEDY}") from error
+        self._inside.add(parent)
+
+
+def check_file(folder: Path, file: File) -> str | None:
+    """None if the file's bytes are what the manifest says, else the problem."""
+    path = folder / file.path
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return f"{path}: a link that leaves the folder"
+        size = path.stat().st_size
+        if size != file.bytes:
+            return f"{path}: {wrong_size(size, file.bytes)}"
+        with open(path, "rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); {REMEDY}"
+    return None if found == file.sha256 else f"{path}: checksum differs from the manifest: damaged; {REMEDY}"

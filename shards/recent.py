@@ -1,0 +1,57 @@
+"""A few things kept for the next use: open files, parsed indexes. What was used longest ago goes first."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+LOCK = threading.RLock()  # one for all, held for moments, so that a fork can wait for it: no child starts with it taken
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
+
+
+class Recent(Generic[T]):
+    """A dict that holds at most ``most``, by the weights of its items; safe in threads, empty in other processes.
+
+    Dropping an item only lets go of it: whoever still uses it in another thread keeps it alive.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._weight = most, 0
+        self._items: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[Recent[T]], tuple[int]]:
+        return type(self), (self._most,)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, key: Hashable) -> T | None:
+        """The item, from now on the one used last."""
+        with LOCK:
+            found = self._items.get(key)
+            if found is None:
+                return None
+            self._items.move_to_end(key)
+            return found[0]
+
+    def put(self, key: Hashable, item: T, weight: int = 1) -> None:
+        """Keep an item, instead of others if need be; one that is too heavy by itself is not kept."""
+        with LOCK:
+            self.drop(key)
+            if weight > self._most:
+                return
+            self._items[key] = item, weight
+            self._weight += weight
+            while self._weight > self._most:
+                self._weight -= self._items.popitem(last=False)[1][1]
+
+    def drop(self, key: Hashable) -> None:
+        """Let go of an item, if it is kept."""
+        with LOCK:
+            found = self._items.pop(key, None)
+            self._weight -= found[1] if found else 0

@@ -1,0 +1,67 @@
+"""Where the files of a shard set are: a folder, or a URL behind a cache on this machine. Readers know only a Store.
+
+>>> store = open_store("data/camvid")                       # or "https://host/camvid", "s3://bucket/camvid"
+>>> data = store.range(file, offset, length)                # file: a ``shards.manifest.File``
+
+The manifest names every file with its bytes and sha256, so nothing is ever listed or searched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from shards.local import LocalStore
+
+if TYPE_CHECKING:
+    from shards.manifest import File
+
+Place = str | Path
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")  # a scheme has two letters at least: C:\ is none
+
+
+class Store(Protocol):
+    """The files of one shard set. It can be sent to other processes and is safe in threads.
+
+    Args:
+        name: what people call it: a folder or a URL; the beginning of every path in messages.
+    """
+
+    name: str
+
+    def small(self, path: str, most: int) -> bytes:
+        """A whole file that nothing vouches for yet: the manifest; raises UserError (none there), FormatError."""
+
+    def whole(self, file: File) -> bytes:
+        """A whole file, checked against its sha256; raises FormatError."""
+
+    def range(self, file: File, offset: int, length: int) -> bytes:
+        """Bytes of a file from ``offset`` on, fewer where it ends before; raises FormatError."""
+
+    def local(self, file: File) -> Path:
+        """The file on this machine; a remote one is fetched whole and checked; raises FormatError."""
+
+    def check(self, file: File) -> str | None:
+        """None if the file's bytes are what the manifest says, else the problem."""
+
+    def ahead(self, files: Sequence[File]) -> None:
+        """These will be read next, in this order: begin to fetch them. Returns at once and raises nothing."""
+
+
+def open_store(place: Place | Store) -> Store:
+    """The store at a folder or URL; one that is open already is returned as it is."""
+    if not isinstance(place, str | Path):
+        return place
+    return LocalStore(Path(place))
+
+
+def is_url(place: Place) -> bool:
+    """Whether this is a URL rather than a folder."""
+    return isinstance(place, str) and _URL.match(place) is not None
+
+
+def as_place(word: Place) -> Place:
+    """What a person has typed: a URL as it is, a folder as a Path."""
+    return word if is_url(word) else Path(word)

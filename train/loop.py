@@ -35,6 +35,7 @@ from train.checkpoint import Checkpoint
 from train.class_match import Rule
 from train.distributed import World, enough_memory
 from train.evaluate import Split, evaluate, open_for_scoring
+from train.feed import Positions, Timed, batches
 from train.inference import use_bf16, views_of
 from train.mixed_step import Cost, MixedStep
 from train.mixed_stream import MixedStream
@@ -46,7 +47,7 @@ from train.optim import build_optimizer, clip_gradients, set_rates
 from train.report import per_cent
 from train.run import Run, versions
 from train.runlog import RunLog
-from train.stream import Stream, Timed, batches
+from train.stream import Stream
 
 LESS = "lower loop.batch (or raise loop.accumulate), augment.crop or data.workers, and resume or start again"
 
@@ -113,6 +114,7 @@ class Trainer:
         make_deterministic(recipe.loop.deterministic)
         torch.manual_seed(recipe.loop.seed)
         mixture.check(recipe, self.world.size)
+        Positions(recipe, self.world)  # refuses a batch that does not divide, before anything is written
         fetched = {"weights": "none"} if self.setup.start else {}  # its network comes from elsewhere: train/start.py
         kept, count = remembered(recipe, self.setup.space), len(self.setup.classes)
         model = build_model(recipe.model.model_copy(update=fetched), count, recipe.loss, kept)
@@ -183,6 +185,8 @@ class Trainer:
             self._signals(),
             batches(self.stream, self.world, self.step) as source,
         ):
+            if source.choice.workers:
+                log.write({"step": self.step, "feed": vars(source.choice)})
             network = compilation.translated(self.model, loop.compile)
             wrapped = network if self.mixed else self.world.wrap(network)
             self.model.train()

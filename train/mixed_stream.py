@@ -7,6 +7,7 @@ must. So a sample is still a pure function of (digests, seed, position), found w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -67,6 +68,17 @@ class MixedStream(Positioned):
         """The augmented sample at `position`, its classes those of the run; raises SegshardsError as `Stream.item`."""
         source, own = self.place(position)
         return replace(self.streams[source].item(own), source=source)
+
+    @property
+    def reach(self) -> int:
+        """The samples of the shards that are mixed with each other, in the source with the smallest of them."""
+        return min(stream.reach for stream in self.streams)
+
+    def ahead(self, positions: Sequence[int]) -> None:
+        """The samples at these positions will be asked for next, in this order."""
+        places = [self.place(position) for position in positions]
+        for source, stream in enumerate(self.streams):
+            stream.ahead([own for chosen, own in places if chosen == source])
 
     @property
     def epoch_steps(self) -> Fraction:

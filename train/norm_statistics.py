@@ -35,11 +35,12 @@ from shards.errors import UserError
 from train import checkpoint
 from train.checkpoint import Checkpoint
 from train.distributed import World
+from train.feed import batches
 from train.inference import use_bf16
 from train.loop import make_deterministic, mean_colour, seed_of
 from train.models import build_model
 from train.run import Run
-from train.stream import Stream, batches
+from train.stream import Stream
 
 PARTIAL = "norms.partial.pt"
 SAVE_EVERY = 50  # batches

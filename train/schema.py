@@ -49,6 +49,9 @@ class Data(Section):
     OpenCV); "hardened" the arg-max of the soft label.
     mode: "stored" reads one of the stored `scales`, drawn at random; "rescale" reads scale 1 and recomputes image and
     label together at a random scale out of augment.rescale.
+    loader: who makes the samples ahead of the loop: "threads" or "processes" (data.workers of them), "auto": whichever
+    a trial at the start finds faster (train/feed.py). No sample and no order depends on it.
+    window: shards whose samples are mixed with each other in the order of an epoch (shards/order.py).
     target_stride: k > 1 softens the label to one cell for k x k pixels of the image, after augmentation: with
     model.head = "cosine" alone, whose loss is taken on that grid.
     """
@@ -60,6 +63,8 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     max_classes_per_cell: Annotated[int, Field(ge=1, le=256)] = 8
     target_stride: Literal[1, 2, 4, 8, 16, 32] = 1
+    loader: Literal["auto", "threads", "processes"] = "auto"
+    window: Annotated[int, Field(ge=1, le=1_000_000)] = 4
 
 
 class Jitter(Section):

@@ -93,10 +93,27 @@ class Sources:
             for path, manifest in zip(self.paths, self.manifests, strict=True)
         )
 
-    def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-        """The samples of all sources in the order of one epoch, int64 [len(self)]."""
-        groups = [size for opened in self.sets for size in next(iter(opened.values())).groups]
-        return epoch_order(groups, joined_digest([m.digest for m in self.manifests]), seed, epoch)
+    @property
+    def groups(self) -> list[int]:
+        """Samples in each shard, of all sources."""
+        return [size for opened in self.sets for size in next(iter(opened.values())).groups]
+
+    @property
+    def per_shard(self) -> float:
+        """Samples in a shard on average."""
+        return len(self) / max(1, len(self.groups))
+
+    def order(self, seed: int, epoch: int, window: int = 4) -> npt.NDArray[np.int64]:
+        """The samples of all sources in the order of one epoch, int64 [len(self)]; `window` as in `epoch_order`."""
+        return epoch_order(self.groups, joined_digest([m.digest for m in self.manifests]), seed, epoch, window)
+
+    def ahead(self, indices: Sequence[int]) -> None:
+        """Samples, counted over all sources, that will be read next, in this order."""
+        places = [self._locate(index) for index in indices]
+        for source, opened in enumerate(self.sets):
+            own = [place for chosen, place in places if chosen == source]
+            for dataset in opened.values() if own else ():
+                dataset.ahead(own)
 
     def sample(self, index: int, scale: str) -> shards.Sample:
         """The sample at `index`, counted over all sources, at one of the opened scales."""

@@ -10,37 +10,26 @@ short batch.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import signal
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
-from types import FrameType
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 import shards
 from shards.errors import SegshardsError, SettingsError
 from shards.order import generator
 from train import lvis
 from train.augment import GREY, augment
-from train.batch import Batch, Item, collate, planar, targets_of
+from train.batch import Item, planar, targets_of
 from train.config import Recipe
-from train.distributed import World
 from train.sources import Sources
 
 U16 = npt.NDArray[np.uint16]
-GRACE_SECONDS = 60  # what a data worker that was told to end gets for it
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,16 @@ class Positioned(Dataset[Item | Failure], ABC):
 
     @abstractmethod
     def item(self, position: int) -> Item:
-        """The augmented sample at `position`; raises SegshardsError."""
+        """The augmented sample at `position`; raises SegshardsError. Safe in several threads."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """How many positions in a row lie near each other in the shards, about."""
+
+    @abstractmethod
+    def ahead(self, positions: Sequence[int]) -> None:
+        """The samples at these positions will be asked for next, in this order."""
 
 
 class Stream(Positioned):
@@ -96,10 +94,21 @@ class Stream(Positioned):
     def index(self, position: int) -> int:
         """The sample, counted over all sources, that stands at `position`."""
         epoch, place = divmod(position, len(self))
-        if epoch not in self._orders:
-            self._orders = {key: self._orders[key] for key in self._orders if abs(key - epoch) < 2}
-            self._orders[epoch] = self.sources.order(self.recipe.loop.seed, epoch)
-        return int(self._orders[epoch][place])
+        orders = self._orders  # other threads may put another dict in its place, and change none
+        if epoch not in orders:
+            near = {key: order for key, order in orders.items() if abs(key - epoch) < 2}
+            orders = {**near, epoch: self.sources.order(self.recipe.loop.seed, epoch, self.recipe.data.window)}
+            self._orders = orders
+        return int(orders[epoch][place])
+
+    @property
+    def reach(self) -> int:
+        """The samples of the shards that are mixed with each other."""
+        return max(1, round(self.recipe.data.window * self.sources.per_shard))
+
+    def ahead(self, positions: Sequence[int]) -> None:
+        """The samples at these positions will be asked for next, in this order."""
+        self.sources.ahead([self.index(position) for position in positions])
 
     def generator(self, position: int) -> np.random.Generator:
         """The randomness of the sample at `position`: a pure function of (seed, epoch, place in the epoch)."""
@@ -211,134 +220,3 @@ def nearest(hard: U16, size: tuple[int, int], corner: bool = False, factor: int 
         index = (2 * np.arange(cells, dtype=np.int64) + shift) * top // (2 * bottom)
         picked.append(np.minimum(index, pixels - 1))
     return np.ascontiguousarray(hard[picked[0][:, None], picked[1][None, :]])
-
-
-class Positions(Sampler[list[int]]):
-    """The positions of this rank's micro-batches, from step `start` on: `accumulate` lists a step.
-
-    Raises:
-        SettingsError: the global batch does not divide by ranks and accumulation.
-    """
-
-    def __init__(self, recipe: Recipe, world: World, start: int = 0) -> None:
-        loop = recipe.loop
-        self.batch, self.parts, self.rank, self.start = loop.batch, loop.accumulate, world.rank, start
-        self.steps = loop.steps
-        if loop.batch % (world.size * loop.accumulate):
-            raise SettingsError(
-                f"loop.batch = {loop.batch}: expected a multiple of {world.size} processes x "
-                f"{loop.accumulate} (loop.accumulate)"
-            )
-        self.size = loop.batch // (world.size * loop.accumulate)
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start) * self.parts
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start, self.steps):
-            first = step * self.batch + self.rank * self.size * self.parts
-            for part in range(self.parts):
-                yield list(range(first + part * self.size, first + (part + 1) * self.size))
-
-
-@contextmanager
-def batches(
-    stream: Positioned, world: World, start: int = 0, positions: Sequence[list[int]] | None = None
-) -> Iterator[Feed]:
-    """This rank's micro-batches from step `start` to the recipe's last, or those of the given positions; data workers
-    end with the context."""
-    workers = min(stream.recipe.data.workers, _cores())
-    leaving = multiprocessing.RawValue("b", 0)
-    loader = DataLoader(
-        stream,
-        batch_sampler=Positions(stream.recipe, world, start) if positions is None else positions,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=world.device.type == "cuda",
-        worker_init_fn=partial(_start_worker, leaving),
-        generator=torch.Generator(),  # its own, so that the loader draws nothing from the run's randomness
-        prefetch_factor=4 if workers else None,
-    )
-    feed = Feed(iter(loader))
-    del loader
-    try:
-        yield feed
-    finally:
-        leaving.value = 1
-        feed.close()
-
-
-class Feed:
-    """An iterator over batches that raises what a data worker met, and whose workers can be ended at will."""
-
-    def __init__(self, source: Iterator[Batch | Failure]) -> None:
-        self._source: Iterator[Batch | Failure] | None = source
-
-    def __iter__(self) -> Feed:
-        return self
-
-    def __next__(self) -> Batch:
-        if self._source is None:
-            raise StopIteration
-        batch = next(self._source)
-        if isinstance(batch, Failure):
-            raise batch.error
-        return batch
-
-    def close(self) -> None:
-        """Let go of the loader, whatever else (a traceback, say) holds this object: its workers end now."""
-        self._source = None
-
-
-class Timed:
-    """The batches of a loader, with a clock on how long the loop waited for them."""
-
-    def __init__(self, source: Feed) -> None:
-        self.source, self.waited, self.began = source, 0.0, time.perf_counter()
-        self.last: Batch | None = None
-
-    def next(self) -> Batch:
-        """The next batch; an error of a data worker is raised here."""
-        before = time.perf_counter()
-        batch = next(self.source)
-        self.waited += time.perf_counter() - before
-        return batch
-
-    def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, and how many of them were waiting."""
-        now = time.perf_counter()
-        seconds, waited = now - self.began, self.waited
-        self.began, self.waited = now, 0.0
-        return seconds, waited
-
-
-def _collate(items: Sequence[Item | Failure]) -> Batch | Failure:
-    good = []
-    for item in items:
-        if isinstance(item, Failure):
-            return item
-        good.append(item)
-    try:
-        return collate(good)
-    except SegshardsError as error:
-        return Failure(error)
-
-
-def _start_worker(leaving: Any, worker: int) -> None:
-    """One thread a worker. A signal to all processes of a run is the loop's to answer: it finishes its step, with data
-    if need be, and ends its workers then."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if leaving.value:
-            os._exit(0)
-        signal.alarm(GRACE_SECONDS)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end)
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ from shards.errors import SettingsError
 from tests.train.conftest import recipe
 from tests.train.test_loop import WORLD, equal, losses, stop_at, trainer, void_set, weights
 from train.config import Recipe
+from train.feed import batches
 from train.losses import LadderLoss, soft_cross_entropy
 from train.losses.auxiliary import auxiliary_loss
 from train.losses.soft import SoftLoss
@@ -21,7 +22,7 @@ from train.objective import build_objective
 from train.plan import make_plan
 from train.runlog import read_log
 from train.sources import open_sources
-from train.stream import Stream, batches
+from train.stream import Stream
 
 LADDER: dict[str, Any] = {
     "data": {"scales": ["1"], "workers": 0},

@@ -20,9 +20,10 @@ from tests.train.test_stream import planes
 from train.batch import Batch, targets_of
 from train.config import Recipe
 from train.distributed import World
+from train.feed import batches
 from train.mixed_stream import MixedStream, make_stream
 from train.sources import MixedSources, open_all, open_sources
-from train.stream import Stream, batches
+from train.stream import Stream
 
 CPU = torch.device("cpu")
 TAGGED = ClassTable.make(["person", "kite", "road", "moon"])  # ids 3, 4, 0, 5 of the union with CLASSES
@@ -111,7 +112,7 @@ def test_parts_follow_the_shares_and_sources_repeat(sets: dict[str, Path]) -> No
 def test_ranks_and_workers_change_nothing(
     sets: dict[str, Path], size: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.stream._cores", lambda: 8)
+    monkeypatch.setattr("train.feed.cores", lambda: 8)
     straight = [batch for step in made(sets, mixed(steps=3)) for batch in facts(step)]
     config = mixed(steps=3, data={"workers": workers}, loop={"accumulate": 2 // size})
     ranks = [made(sets, config, World(CPU, rank, size)) for rank in range(size)]

@@ -22,8 +22,9 @@ from tests.train.shardset import CLASSES, scene, write
 from train.batch import Batch, Item, Targets, collate, targets_of
 from train.config import Recipe
 from train.distributed import World
+from train.feed import Positions, batches
 from train.sources import open_sources
-from train.stream import Failure, Positions, Stream, batches, nearest
+from train.stream import Failure, Stream, nearest
 
 CPU = torch.device("cpu")
 

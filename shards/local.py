@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 KEPT = 64  # files that stay open
 REMEDY = "build or copy it again"
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -48,10 +50,10 @@ class OpenFile:
             os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
-def open_file(path: Path, size: int | None = None) -> OpenFile:
+def open_file(path: str | Path, size: int | None = None, flags: int = 0) -> OpenFile:
     """Open a regular file of ``size`` bytes (None: any); raises FormatError where there is none."""
     try:
-        file = OpenFile(path, os.open(path, _FLAGS))  # O_NONBLOCK: a pipe of that name must not hang
+        file = OpenFile(path, os.open(path, _FLAGS | flags))  # O_NONBLOCK: a pipe of that name must not hang
         found = os.fstat(file.fd)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -74,7 +76,7 @@ class LocalStore:
     def __init__(self, folder: Path) -> None:
         self.name, self.folder = str(folder), folder
         self._open: Recent[OpenFile] = Recent(KEPT)
-        self._inside: set[Path] = set()  # folders that are known to lie in this one
+        self._inside: set[str] = set()  # folders below this one that no link leads out of
 
     def __reduce__(self) -> tuple[type[LocalStore], tuple[Path]]:
         return type(self), (self.folder,)
@@ -112,7 +114,12 @@ class LocalStore:
     def local(self, file: File) -> Path:
         """See ``Store.local``."""
         path = self.folder / file.path
-        self._check_inside(path)
+        try:
+            inside = path.resolve().is_relative_to(self.folder.resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise FormatError(path, f"cannot be opened ({error}); {REMEDY}") from error
+        if not inside:
+            raise FormatError(path, f"a link that leaves the folder; {REMEDY}")
         return path
 
     def check(self, file: File) -> str | None:
@@ -131,19 +138,18 @@ class LocalStore:
                 opened.read_soon()
 
     def _opened(self, file: File) -> OpenFile:
-        return open_file(self.local(file), file.bytes)
-
-    def _check_inside(self, path: Path) -> None:
-        """Raise FormatError where links lead out of the folder."""
-        parent = path.parent
-        try:
-            if parent in self._inside and not path.is_symlink():
-                return
-            if not path.resolve().is_relative_to(self.folder.resolve()):
-                raise FormatError(path, f"is a link that leaves the folder; {REMEDY}")
-        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
-            raise FormatError(path, f"cannot be opened ({error}); {REMEDY}") from error
+        """Open a file; where its folder has been looked at, it must not be a link, and is looked at like that if so."""
+        parent = file.path.rpartition("/")[0]
+        if parent in self._inside:
+            path = f"{self.name}/{file.path}"
+            try:
+                return open_file(path, file.bytes, NO_LINK)
+            except FormatError as error:
+                if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ELOOP):
+                    raise
+        opened = open_file(self.local(file), file.bytes)
         self._inside.add(parent)
+        return opened
 
 
 def check_file(folder: Path, file: File) -> str | None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path, PurePosixPath
+import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shards.classes import ClassTable
@@ -22,11 +25,11 @@ from shards.store import Place, Store, open_store
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 28
+_NOT_PLAIN = re.compile(r"[\\:\0]")
 
 
 def _inside(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or "\\" in path or ":" in path or ".." in parts or path != "/".join(parts):
+    if not {"", ".", ".."}.isdisjoint(path.split("/")) or _NOT_PLAIN.search(path):
         raise ValueError(f"path {path!r} leaves the folder or is not plain")
     return path
 
@@ -183,7 +186,7 @@ def parse_manifest(data: bytes, where: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(raw)
         table = manifest.class_table
-        whole = manifest_bytes(seal(manifest)) == data and table.digest == manifest.classes_digest
+        whole = _is_sealed(manifest, data) and table.digest == manifest.classes_digest
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "top level"
@@ -211,6 +214,24 @@ def _check_counts(manifest: Manifest, where: str | Path) -> None:
             shards_fit = part.store is not None or [s.samples for s in part.shards] == part.groups
             if sum(part.groups) != split.samples or not shards_fit:
                 raise FormatError(where, f"split {name} at {scale}: sample counts do not add up to {split.samples}")
+
+
+def _is_sealed(manifest: Manifest, data: bytes) -> bool:
+    """Whether ``manifest_bytes(seal(manifest)) == data``.
+
+    Laying JSON out is slow in Python, so layout and content are compared apart: the bytes are their own content laid
+    out anew, without spaces they are the manifest's, and their digest is that of the lines around its own.
+    """
+    plain = manifest.model_dump(mode="json")
+    content = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    before, mark, rest = data.partition(b'\n "digest": "')  # one space deep: no other key and no text has this line
+    digest, _, after = rest.partition(b'",\n')
+    if not mark or hashlib.sha256(before + b"\n" + after).hexdigest().encode() != digest:
+        return False
+    with suppress(msgspec.MsgspecError):
+        if msgspec.json.format(data, indent=1) + b"\n" == data and msgspec.json.format(data, indent=-1) == content:
+            return True
+    return manifest_bytes(seal(manifest)) == data
 
 
 def _canonical(manifest: Manifest, digest: bool) -> bytes:

@@ -84,10 +84,11 @@ def split_blocks(data: bytes, entry: IndexEntry, where: str | Path) -> dict[str,
     members, at = {}, 0
     for suffix, size in entry.sizes.items():
         name = f"{entry.key}.{suffix}"
-        if data[at : at + BLOCK] != _header(name, size):
+        if not data.startswith(_header(name, size), at):
             raise FormatError(where, "header differs from the index: damaged, or another build's index", name)
-        members[suffix] = data[at + BLOCK : at + BLOCK + size]
-        at += BLOCK + padded(size)
+        at += BLOCK
+        members[suffix] = data[at : at + size]
+        at += padded(size)
     return members
 
 

@@ -18,7 +18,7 @@ from shards.recent import Recent
 from shards.store import Store
 from shards.tar import IndexEntry, split_blocks
 
-INDEX_BYTES = 8 << 20  # of indexes used last, kept as they lie on disk
+INDEX_BYTES = 16 << 20  # of indexes used last, kept as they lie on disk
 
 
 class TarReader:

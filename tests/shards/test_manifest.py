@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import ClassTable, FormatError, SettingsError, UserError, load_manifest
-from shards.manifest import manifest_bytes, parse_manifest, publish_bytes
+from shards.manifest import manifest_bytes, parse_manifest, publish_bytes, seal
 from tests.shards.build import CLASSES
 
 
@@ -147,3 +148,41 @@ def test_publishing_is_synced_file_first_then_renamed_then_folder(tmp_path, monk
     publish_bytes(tmp_path / "card", b"x")
     assert steps == ["file", "not yet", "folder", "in place"]
     assert [path.name for path in tmp_path.iterdir()] == ["card"]
+
+
+names = st.text('ab"\\\n\x7fé', max_size=3)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(values, st.sampled_from([1, 2, 0]))
+def test_the_quick_check_of_bytes_is_the_slow_one(tar_set, value, indent):
+    """Whatever JSON the settings hold: canonical bytes are taken, the same content laid out otherwise is not."""
+    manifest = seal(load_manifest(tar_set).model_copy(update={"settings": {"digest": value, "a": [], "b": {}}}))
+    data = manifest_bytes(manifest)
+    assert parse_manifest(data, "m") == manifest
+    other = json.dumps(json.loads(data), sort_keys=True, indent=indent, ensure_ascii=indent == 1).encode() + b"\n"
+    if other != data:
+        with pytest.raises(FormatError, match="own digest"):
+            parse_manifest(other, "m")
+
+
+def test_a_thousand_shards_open_quickly(tar_set):
+    """Of the manifest of 1,000 shards; a generous bound, since other work goes on beside the tests."""
+    manifest = load_manifest(tar_set)
+    split = manifest.splits["train"]
+    shard = split.scales["1"].shards[0]
+    many = [shard.model_copy(update={"path": f"train/1/train-1-{i:05d}.tar"}) for i in range(1000)]
+    part = split.scales["1"].model_copy(update={"shards": many, "groups": [shard.samples] * 1000})
+    split = split.model_copy(update={"samples": 1000 * shard.samples, "scales": {"1": part}})
+    data = manifest_bytes(seal(manifest.model_copy(update={"splits": {"train": split}, "scales": ["1"]})))
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        parse_manifest(data, "m")
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.15

@@ -90,7 +90,12 @@ def _shard_options(command: F) -> F:
             help="keep stores JPEG, PNG and WebP sources byte for byte at scale 1.",
         ),
         click.option(
-            "--shard-size", type=float, default=256, show_default=True, metavar="MB", help="Most MB in a shard."
+            "--shard-size",
+            type=float,
+            default=256,
+            show_default=True,
+            metavar="MB",
+            help="Most MB in a shard; 5/8 of it in the mean, since shards end where their contents say.",
         ),
         click.option(
             "--format",

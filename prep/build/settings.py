@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
+from shards.shardfile import CUT
 
 Format = Literal["webdataset", "zarr"]
 FORMATS: tuple[Format, ...] = ("webdataset", "zarr")
@@ -31,7 +32,7 @@ class Settings:
         scales: distinct, largest first.
         filter: box, bilinear or triangle.
         format: webdataset or zarr.
-        shard_size: bytes; a shard is closed before it would pass this.
+        shard_size: most bytes of a shard; see `shards.shardfile.starts_shard` for where it ends.
         image_format: keep, jpeg:Q, png or webp.
         limit: first samples of each split, or None for all.
         options: the reader's own options as (name, value), sorted.
@@ -92,7 +93,7 @@ class Settings:
 
 def library_versions() -> dict[str, str]:
     """Versions of all that turns pixels into bytes: an interrupted build only continues under the same ones."""
-    found = {}
+    found = {"shard cut": CUT}
     for name in _LIBRARIES:
         try:
             found[name] = version(name)

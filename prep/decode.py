@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.codec.image import MAX_PIXELS, SUFFIXES, no_pillow_cap
+from shards.codec.inflate import DamageError
+from shards.codec.png import check_png
 from shards.errors import SampleError
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -80,11 +82,21 @@ def decode_source(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Sour
         plain = image.mode == "RGB" and _orientation(image) == 1
         if plain:
             return SourceImage(_decode_jpeg(data, where), suffix, True)
+    if kind == "PNG":
+        _check_sums(data, where)
     load_pixels(image, where)
     plain = bool(suffix) and image.mode == "RGB" and _orientation(image) == 1 and "transparency" not in image.info
     if kind == "PNG":
         plain = plain and png_depth(data) == 8
     return SourceImage(_to_rgb(image, where), suffix, plain and not getattr(image, "is_animated", False))
+
+
+def _check_sums(data: bytes, where: str) -> None:
+    """SampleError where a PNG's checksums are wrong: Pillow does not look at those of pixels, readers of shards do."""
+    try:
+        check_png(data)
+    except DamageError as error:
+        raise SampleError(f"{where}: truncated or damaged image: {error}") from None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from shards.errors import SettingsError
 
 MAX_CLASSES = 65_534
+IGNORE = 65_535  # what stands for void where a class id is expected
 Colour = tuple[int, int, int]
 
 

@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from shards.codec.image import image_facts, opened
+from shards.classes import IGNORE
+from shards.codec.image import MAX_PIXELS, image_facts, opened
+from shards.codec.inflate import DamageError
+from shards.codec.png import png_header, read_grey
 from shards.errors import FormatError, SettingsError
-from shards.kernels import IGNORE
 
 U16 = npt.NDArray[np.uint16]
 VOID8 = 255
+DEPTHS = {"L": 8, "I;16": 16}  # bits of Pillow's modes
 
 
 def encode_hard(hard: U16, num_classes: int) -> bytes:
@@ -33,11 +36,7 @@ def encode_hard(hard: U16, num_classes: int) -> bytes:
 def decode_hard(data: bytes, num_classes: int, where: str | Path = "<memory>") -> U16:
     """Hard label uint16 [H, W], void 65535; raises FormatError for other modes, damage and ids out of range."""
     wanted = "L" if num_classes <= VOID8 else "I;16"
-    stored = _pixels(data, wanted, where)
-    hard = stored.astype(np.uint16)
-    if wanted == "L":
-        hard[hard == VOID8] = IGNORE
-    top = int(np.where(hard == IGNORE, 0, hard).max(initial=0))
+    hard, top = _plain(data, wanted, where) or _by_pillow(data, wanted, where)
     if top >= num_classes:
         raise FormatError(where, f"class id {top} found; expected ids below {num_classes} or void")
     return hard
@@ -50,13 +49,33 @@ def encode_instances(instances: U16) -> bytes:
 
 def decode_instances(data: bytes, where: str | Path = "<memory>") -> U16:
     """Instance map uint16 [H, W]; raises FormatError."""
-    return _pixels(data, "I;16", where).astype(np.uint16)
+    return (_plain(data, "I;16", where) or _by_pillow(data, "I;16", where))[0]
 
 
 def _png(array: npt.NDArray[np.uint8] | U16) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(out, "PNG", compress_level=6)
     return out.getvalue()
+
+
+def _plain(data: bytes, mode: str, where: str | Path) -> tuple[U16, int] | None:
+    """Label and largest class, -1 for none, of a PNG as we write it; None where it is another."""
+    header = png_header(data)
+    if header is None or header.depth != DEPTHS[mode] or header.height * header.width > MAX_PIXELS:
+        return None
+    try:
+        return read_grey(data, header)
+    except DamageError as error:
+        raise FormatError(where, f"damaged PNG ({error})") from error
+
+
+def _by_pillow(data: bytes, mode: str, where: str | Path) -> tuple[U16, int]:
+    """The same of any PNG of exactly this mode."""
+    stored = _pixels(data, mode, where)
+    hard = stored.astype(np.uint16)
+    if mode == "L":
+        hard[hard == VOID8] = IGNORE
+    return hard, int(np.where(hard == IGNORE, 0, hard).max(initial=0))
 
 
 def _pixels(data: bytes, mode: str, where: str | Path) -> npt.NDArray[np.uint8] | U16:

@@ -1,4 +1,7 @@
-"""Images: JPEG through libjpeg-turbo, PNG and WebP through Pillow; strict about truncation, capped in size."""
+"""Images: JPEG through libjpeg-turbo, plain PNG through our own reader, the rest through Pillow.
+
+Strict about truncation, capped in size. What most images are is decoded without Pillow, which looks at every other one.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from shards.codec.png import png_header, read_rgb
 from shards.errors import FormatError, SettingsError
 
 U8 = npt.NDArray[np.uint8]
@@ -25,6 +29,8 @@ _PILLOW = threading.Lock()
 LONGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels a side that libjpeg-turbo and libwebp can write
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+FRAMES = (b"\xff\xc0", b"\xff\xc1", b"\xff\xc2")  # of JPEG: sequential and progressive
+QUIET = (b"\xff\xc4", b"\xff\xdd", b"\xff\xfe")  # Huffman tables, restart interval, comment
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -108,16 +114,61 @@ def decode_image(data: bytes, where: str | Path = "<memory>") -> U8:
     Raises:
         FormatError: not an image, truncated, over MAX_PIXELS, or of more than 8 bits a channel.
     """
-    facts = image_facts(data, where)
-    if facts.mode not in EIGHT_BIT:
-        raise FormatError(where, f"image of mode {facts.mode}; expected 8 bits a channel")
     try:
+        plain = _plain(data)
+        if plain is not None:
+            return plain
+        facts = image_facts(data, where)
+        if facts.mode not in EIGHT_BIT:
+            raise FormatError(where, f"image of mode {facts.mode}; expected 8 bits a channel")
         if facts.suffix == "jpg" and facts.mode in ("RGB", "L"):
-            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), np.uint8)
+            return _by_turbo(data)
         with opened(data, where) as image:
             return np.array(image.convert("RGB"), np.uint8)
     except (ValueError, OSError, SyntaxError, EOFError) as error:
         raise FormatError(where, f"damaged image ({_first_line(error)})") from error
+
+
+def _plain(data: bytes) -> U8 | None:
+    """The pixels of the JPEGs and PNGs that most images are; None for all others. Raises ValueError for damage."""
+    header = png_header(data)
+    if header is not None:
+        return read_rgb(data, header) if header.height * header.width <= MAX_PIXELS else None
+    size = jpeg_size(data)
+    return _by_turbo(data) if size is not None and size[0] * size[1] <= MAX_PIXELS else None
+
+
+def _by_turbo(data: bytes) -> U8:
+    return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), np.uint8)
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a plain JPEG: 8 bits, grey or colour, no EXIF or other extras; None for all others."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    at, size = 2, None
+    while True:
+        mark, length = data[at : at + 2], int.from_bytes(data[at + 2 : at + 4])
+        content = data[at + 4 : at + 2 + length]
+        if length != len(content) + 2 or not _quiet(mark, content, size is not None):
+            return None
+        if mark == b"\xff\xda":
+            return size
+        if mark in FRAMES:
+            size = int.from_bytes(content[1:3]), int.from_bytes(content[3:5])
+        at += 2 + length
+
+
+def _quiet(mark: bytes, content: bytes, framed: bool) -> bool:
+    """Whether Pillow would go over this segment of a JPEG with nothing to say, a frame being known or not."""
+    if mark in FRAMES:
+        fits = len(content) >= 6 and content[5] in (1, 3) and len(content) == 6 + 3 * content[5]
+        return fits and not framed and content[0] == 8 and any(content[1:3]) and any(content[3:5])
+    if mark == b"\xff\xdb":  # tables of 8 bits
+        return len(content) % 65 == 0 and all(content[start] < 4 for start in range(0, len(content), 65))
+    if mark == b"\xff\xe0":
+        return content[:5] == b"JFIF\0" and len(content) == 14
+    return mark in QUIET or (mark == b"\xff\xda" and framed)
 
 
 def encode_image(rgb: U8, format: ImageFormat) -> bytes:

@@ -1,4 +1,4 @@
-"""``seg-shards``: look into a shard set, in a folder or at a URL. ls, cat, verify, stats.
+"""``seg-shards``: look into a shard set, in a folder or at a URL (ls, cat, verify, stats), or make others of it.
 
 seg-shards ls data/camvid
 seg-shards cat data/camvid --split val --scale 1/4 --key 0016E5_07959 --save /tmp/look
@@ -18,6 +18,7 @@ from shards.dataset import Sample, ShardDataset, open_split
 from shards.errors import UserError
 from shards.manifest import Manifest, load_manifest
 from shards.picture import blend, colourise, entropy_map, overlay
+from shards.sets.cli import COMMANDS
 from shards.softlabel import SoftLabel
 from shards.statistics import LabelCounts, class_mass, count_labels
 from shards.store import Place, as_place
@@ -31,7 +32,11 @@ QUIET = click.option("--quiet", is_flag=True, help="Print results only.")
 
 @click.group(epilog="Example: seg-shards cat data/camvid --split val --scale 1/4 --save /tmp/look")
 def command() -> None:
-    """Look into a shard set that seg-prep built: what is in it, one sample, every checksum, class statistics."""
+    """Look into a shard set that seg-prep built, make others of it, or compare two."""
+
+
+for _more in COMMANDS:
+    command.add_command(_more)
 
 
 @command.command(epilog="Example: seg-shards ls data/camvid --keys --split val")

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, Literal, Protocol
 
@@ -272,7 +273,8 @@ def taken(sent: Sent) -> Batch:
 
 
 class _Processes:
-    """The batches of a DataLoader, and an error for people where one of its processes is gone."""
+    """The batches of a DataLoader, and an error for people where one of its processes is gone: found before a batch is
+    waited for, and within five seconds of waiting, as torch looks that often."""
 
     def __init__(self, loader: DataLoader[Item | Failure]) -> None:
         before = set(multiprocessing.active_children())
@@ -280,20 +282,27 @@ class _Processes:
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
 
     def next(self) -> Batch:
-        """The next batch; raises what its worker met, DataWorkerError where that is gone."""
+        """The next batch; raises what its worker met, DataWorkerError where one is gone."""
         assert self._source is not None
+        problem = self._gone("")
         try:
-            batch = next(self._source)
+            if problem is None:
+                batch = next(self._source)
+                if not isinstance(batch, Failure):
+                    return batch
+                problem = batch.error
         except (RuntimeError, OSError, EOFError) as error:
-            gone = [worker for worker in self._workers if worker.exitcode is not None]
-            if not gone:
+            if not isinstance(error, RuntimeError):  # a connection that broke: its process is about to be gone
+                wait([worker.sentinel for worker in self._workers], timeout=GRACE_SECONDS)
+            problem = self._gone(str(error))
+            if problem is None:
                 raise
-            problem: SegshardsError = _died(gone[0].pid, gone[0].exitcode or 0, len(self._workers), str(error))
-        else:
-            if not isinstance(batch, Failure):
-                return batch
-            problem = batch.error
         raise problem  # outside of `except`, whose traceback would keep the other workers alive
+
+    def _gone(self, said: str) -> SegshardsError | None:
+        """What there is to say of a worker that has ended."""
+        gone = [worker for worker in self._workers if worker.exitcode is not None]
+        return _died(gone[0].pid, gone[0].exitcode or 0, len(self._workers), said) if gone else None
 
     def close(self) -> None:
         """Let go of the DataLoader, whatever else (a traceback, say) holds this object: its workers end now."""

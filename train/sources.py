@@ -116,9 +116,9 @@ class Sources:
                 dataset.ahead(own)
 
     def sample(self, index: int, scale: str) -> shards.Sample:
-        """The sample at `index`, counted over all sources, at one of the opened scales."""
+        """The sample at `index`, counted over all sources, at one of the opened scales; without its instances."""
         source, place = self._locate(index)
-        sample: shards.Sample = self.sets[source][scale][place]
+        sample: shards.Sample = self.sets[source][scale].sample(place, without=("instances",))
         return sample
 
     def labelled(self, index: int) -> tuple[str, U8, U16]:

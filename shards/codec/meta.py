@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from shards.errors import FormatError
 
 MAX_BYTES = 1 << 24
@@ -17,12 +19,12 @@ def encode_meta(meta: dict[str, Any]) -> bytes:
 
 
 def decode_meta(data: bytes, where: str | Path = "<memory>") -> dict[str, Any]:
-    """The dict; raises FormatError for anything else."""
+    """The dict; raises FormatError for anything else: NaN and text that is not UTF-8 are not JSON."""
     if len(data) > MAX_BYTES:
         raise FormatError(where, f"metadata of {len(data)} bytes; expected at most {MAX_BYTES}")
     try:
-        meta = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        meta = msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(where, "metadata is not JSON") from error
     if not isinstance(meta, dict):
         raise FormatError(where, f"metadata is a JSON {type(meta).__name__}; expected an object")

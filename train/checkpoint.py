@@ -15,11 +15,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from shards.errors import FormatError
+from shards.errors import FormatError, naming
+from shards.manifest import sync_folder
 
 FORMAT_VERSION = 1
 NAME = "checkpoint.pt"
@@ -55,19 +56,50 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Publish `checkpoint` at `path`, atomically: a crash at any moment leaves the earlier file or this one."""
+    """Publish `checkpoint` at `path`, atomically: a crash at any moment leaves the earlier file or this one.
+
+    Raises:
+        OSError: it cannot be written (disk full); the earlier file is as it was, and nothing else stays.
+    """
     partial = path.with_name(path.name + ".partial")
     values = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
-    with open(partial, "wb") as file:
-        torch.save({"format_version": FORMAT_VERSION, **values}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with naming(partial), open(partial, "wb") as file:
+            _write({"format_version": FORMAT_VERSION, **values}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
+    sync_folder(path.parent)
+
+
+class _Sink:
+    """Passes on what torch writes, and keeps the first error: torch puts one of its own in its place."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+        self.flush = file.flush
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _write(values: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save` that raises OSError where the file cannot be written."""
+    sink = _Sink(file)
+    try:
+        torch.save(values, sink)
+    except (RuntimeError, OSError):
+        if sink.error is None:
+            raise
+        raise sink.error from None
 
 
 def load(path: Path) -> Checkpoint:

@@ -103,8 +103,9 @@ def stop_at(made: Trainer, step: int) -> None:
     made._step = watched  # type: ignore[method-assign]
 
 
-def test_data_workers_change_nothing(shard_set: Path, straight: Path, tmp_path: Path) -> None:
-    sections = {**LONG, "data": {**LONG["data"], "workers": 2}}
+@pytest.mark.parametrize("loader", ["threads", "processes"])
+def test_data_workers_change_nothing(shard_set: Path, straight: Path, tmp_path: Path, loader: str) -> None:
+    sections = {**LONG, "data": {**LONG["data"], "workers": 2, "loader": loader}}
     trainer(shard_set, tmp_path / "run", recipe(**sections, loop={"steps": 20})).run()
     assert losses(tmp_path / "run") == losses(straight)
     assert equal(weights(tmp_path / "run"), weights(straight))

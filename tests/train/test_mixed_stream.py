@@ -108,13 +108,14 @@ def test_parts_follow_the_shares_and_sources_repeat(sets: dict[str, Path]) -> No
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on a machine of two cores
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("loader", ["threads", "processes"])
 @pytest.mark.parametrize("size", [1, 2])
 def test_ranks_and_workers_change_nothing(
-    sets: dict[str, Path], size: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    sets: dict[str, Path], size: int, loader: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("train.feed.cores", lambda: 8)
     straight = [batch for step in made(sets, mixed(steps=3)) for batch in facts(step)]
-    config = mixed(steps=3, data={"workers": workers}, loop={"accumulate": 2 // size})
+    config = mixed(steps=3, data={"workers": workers, "loader": loader}, loop={"accumulate": 2 // size})
     ranks = [made(sets, config, World(CPU, rank, size)) for rank in range(size)]
     each = 2 // size
     joined = [

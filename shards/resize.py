@@ -2,14 +2,13 @@
 
 box: OpenCV INTER_AREA at integer factors; bilinear: OpenCV INTER_LINEAR (no antialiasing, half-pixel centres);
 triangle: Pillow BILINEAR (antialiased). tests/shards/test_resize.py pushes one-hot planes through each and compares.
+The libraries load when they are first used.
 """
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from shards.errors import SettingsError
 from shards.scale import Scale, check_filter
@@ -46,7 +45,11 @@ def resize_image_to(image: U8, size: tuple[int, int], filter: str = "triangle") 
     if (h, w) == image.shape[:2]:
         return image
     if filter == "bilinear":
+        import cv2
+
         return np.asarray(cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR), np.uint8)
+    from PIL import Image
+
     return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR), np.uint8)
 
 
@@ -60,6 +63,8 @@ def _area(image: U8, k: int) -> U8:
     """Mean of k x k pixels; partial cells at the right and bottom take the mean of what they have."""
     if k == 1:
         return image
+    import cv2
+
     height, width = image.shape[:2]
     h, w = -(-height // k), -(-width // k)
     if height % k == 0 and width % k == 0:

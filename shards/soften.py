@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shards import kernels
 from shards.axis import axis_weights
 from shards.errors import SettingsError
 from shards.resize import resize_image
@@ -92,6 +91,8 @@ def _soften_box(hard: U16, k: int, size: tuple[int, int]) -> SoftLabel:
     """Area mean over k x k pixels; scratch: 4 bytes a cell, and 4 bytes a source pixel under mixed cells."""
     if k == 1:
         return SoftLabel.from_hard(hard)
+    from shards import kernels
+
     base = np.empty(size, np.uint16)
     cells = np.empty(size[0] * size[1], np.int32)
     found = _find_mixed(hard, k, base, cells)
@@ -106,6 +107,8 @@ def _soften_box(hard: U16, k: int, size: tuple[int, int]) -> SoftLabel:
 
 def _find_mixed(hard: U16, k: int, base: U16, cells: npt.NDArray[np.int32]) -> int:
     """Run the fastest kernel that fits: four pixels at a time where the size allows."""
+    from shards import kernels
+
     height, width = hard.shape
     if k in (2, 4) and height % k == 0 and width % 4 == 0 and sys.byteorder == "little":
         kernel = kernels.find_mixed_pairs if k == 2 else kernels.find_mixed_fours
@@ -115,6 +118,8 @@ def _find_mixed(hard: U16, k: int, base: U16, cells: npt.NDArray[np.int32]) -> i
 
 def _weigh(hard: U16, size: tuple[int, int], taps: tuple[Any, ...], total: int, denominator: int) -> SoftLabel:
     """Run the general kernel, with more room for entries as long as they do not fit."""
+    from shards import kernels
+
     base = np.empty(size, np.uint16)
     room, most = 2 * size[0] * size[1] + 1024, size[0] * size[1] * taps[2].shape[1] * taps[5].shape[1]
     while True:

@@ -13,10 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from shards import kernels
+from shards.classes import IGNORE
 from shards.errors import SettingsError
 
-IGNORE = kernels.IGNORE
 U16 = npt.NDArray[np.uint16]
 F32 = npt.NDArray[np.float32]
 VoidRule = Literal["mask", "renormalise", "keep"]
@@ -186,6 +185,8 @@ class SoftLabel:
         denominator = self.denominator * k * k
         if k < 1 or denominator > IGNORE:
             raise SettingsError(f"reduce({k}) of a soft label over {self.denominator} needs a denominator <= 65535")
+        from shards import kernels
+
         h, w = -(-self.shape[0] // k), -(-self.shape[1] // k)
         room = len(self.ids) + self.base.size + k * k + 1
         merged = (

@@ -9,7 +9,7 @@ DEMO_RAW    := data/demo-raw
 DEMO_SHARDS := data/demo
 DEMO_RUN    := runs/demo
 
-SOURCES := shards prep train tests
+SOURCES := shards prep train tests examples
 
 # Names of folders are targets too: without .PHONY make would call them up to date.
 .PHONY: help install demo shards test lint check bench torture clean

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from prep.build.source import Source, read_source
 from prep.decode import SourceImage, decode_source
-from prep.places import place_name, printable, read_place
+from prep.places import printable
 from prep.raw import DecodedLabel, RawSample, Reader, UInt16
 from prep.weak import shown_classes, windows
 from shards import IGNORE
@@ -98,32 +99,46 @@ class BadSample:
         return {"key": self.key, "split": self.split, "source": self.source, "reason": self.reason}
 
 
-def encode_sample(job: Job, split: str, sample: RawSample) -> list[EncodedSample | BadSample]:
-    """Encode a sample at all scales, or say why it cannot be used; several samples where it is cut into windows."""
+@dataclass(frozen=True)
+class EncodedSource:
+    """What a source sample became.
+
+    Attributes:
+        digest: of the source sample; see `prep.build.source`.
+        parts: its stored samples, several where it is cut into windows; or the one that is quarantined.
+    """
+
+    digest: str
+    parts: tuple[EncodedSample | BadSample, ...]
+
+
+def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSource:
+    """Encode a sample at all scales, or say why it cannot be used."""
     prefix = f"{job.reader.name} {sample.key}: "
+    source = read_source(job.root, split, sample, prefix, FULL in job.scales and not job.weak)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and the like: the pixels are what counts
-            return list(_encode(job, split, sample, prefix))
+            return EncodedSource(source.digest, tuple(_encode(job, split, source)))
     except (SampleError, SettingsError) as error:  # SettingsError: a key that tar headers cannot hold
-        name = place_name(sample.image, job.root)
-        return [BadSample(printable(sample.key), split, name, printable(str(error).removeprefix(prefix)))]
+        reason = printable(str(error).removeprefix(prefix))
+        return EncodedSource(source.digest, (BadSample(printable(sample.key), split, source.name, reason),))
 
 
-def _encode(job: Job, split: str, sample: RawSample, prefix: str) -> list[EncodedSample]:
-    if sample.problem is not None:
-        raise SampleError(sample.problem)
+def _encode(job: Job, split: str, source: Source) -> list[EncodedSample]:
+    sample = source.sample
+    if source.image is None:
+        raise SampleError(str(sample.problem))
     check_key(sample.key)
-    name = place_name(sample.image, job.root)
-    data = read_place(sample.image, prefix + name)
-    source = decode_source(data, prefix + name)
-    label = _read_label(job, sample, source, prefix)
-    meta = {**sample.meta, "split": split, "source": name}
+    data = source.image.data()
+    image = decode_source(data, source.image.where)
+    label = _decode_label(job, source, image)
+    meta = {**sample.meta, "split": split, "source": source.name}
     if label is None or not job.weak:
         hard, tally = (label.hard, label.tally) if label else (None, {})
-        view = View(sample.key, source, data, hard, _read_instances(job, sample, hard, prefix), sample.weak, meta)
+        view = View(sample.key, image, data, hard, _decode_instances(job, source, hard), sample.weak, meta)
         return [_encode_view(job, view, tally)]
-    views = _weak_views(sample.key, source, data, label.hard, meta, job.weak_crop)
+    views = _weak_views(sample.key, image, data, label.hard, meta, job.weak_crop)
     return [_encode_view(job, view, {} if number else label.tally) for number, view in enumerate(views)]
 
 
@@ -157,25 +172,24 @@ def _encode_view(job: Job, view: View, tally: Mapping[str, int]) -> EncodedSampl
     return EncodedSample(view.key, tuple(blocks), pixels, tuple(mixed), view.weak or (), tally)
 
 
-def _read_label(job: Job, sample: RawSample, source: SourceImage, prefix: str) -> DecodedLabel | None:
-    if sample.label is None:
+def _decode_label(job: Job, source: Source, image: SourceImage) -> DecodedLabel | None:
+    if source.label is None:
         return None
-    where = prefix + place_name(sample.label, job.root)
-    found = job.reader.decode_label(read_place(sample.label, where), where, sample.facts)
+    where = source.label.where
+    found = job.reader.decode_label(source.label.data(), where, source.sample.facts)
     label = found if isinstance(found, DecodedLabel) else DecodedLabel(found)
     hard = label.hard
-    if hard.shape != source.pixels.shape[:2]:
-        (height, width), (rows, columns) = source.pixels.shape[:2], hard.shape
+    if hard.shape != image.pixels.shape[:2]:
+        (height, width), (rows, columns) = image.pixels.shape[:2], hard.shape
         raise SampleError(f"{where}: label is {columns}x{rows} pixels, its image is {width}x{height}")
     return label
 
 
-def _read_instances(job: Job, sample: RawSample, hard: UInt16 | None, prefix: str) -> UInt16 | None:
+def _decode_instances(job: Job, source: Source, hard: UInt16 | None) -> UInt16 | None:
     """The instance map; only scale 1 stores it, so it is not read without that scale."""
-    if sample.instances is None or hard is None or FULL not in job.scales:
+    if source.instances is None or hard is None:
         return None
-    where = prefix + place_name(sample.instances, job.root)
-    return job.reader.decode_instances(read_place(sample.instances, where), hard, where)
+    return job.reader.decode_instances(source.instances.data(), hard, source.instances.where)
 
 
 def _full_members(job: Job, view: View) -> dict[str, bytes]:

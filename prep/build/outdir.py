@@ -21,7 +21,7 @@ JOURNAL = "journal.jsonl"
 LOCK = "lock"
 _OURS = re.compile(
     r"\.?(manifest\.json|README\.md|stats\.json|quarantine\.jsonl|[a-z]+-audit\.json)(\.tmp)?"
-    r"|\.build/.*"
+    r"|\.build/.*|[^/]+/sources\.jsonl"
     r"|[^/]+/[0-9]+(-[0-9]+)?/([^/]+-[0-9]{5,}\.(tar|index\.jsonl)|[^/]+\.zarr/.*)"
 )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prep.build.encode import BadSample
 from prep.build.plan import Plan
+from prep.build.sources import SOURCES, building_name
 from prep.build.state import BuildState
 from prep.build.statistics import class_pixels, summarise
 from shards.arrays import pack
@@ -38,7 +39,8 @@ def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Man
     quarantine = "".join(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in state.bad)
     reports = plan.reader.reports({name: counts.tally for name, counts in state.counts.items()})
     texts = {QUARANTINE: quarantine} | {name: json.dumps(value, indent=1) + "\n" for name, value in reports.items()}
-    draft = _manifest(plan, splits, [_publish_text(out, name, text) for name, text in texts.items()])
+    files = [_publish_text(out, name, text) for name, text in texts.items()]
+    draft = _manifest(plan, splits, files + [_publish_sources(state, name, folder, out) for name in splits])
     publish_bytes(out / "stats.json", (json.dumps(summarise(plan, state, draft), indent=1) + "\n").encode())
     text = card(draft, class_pixels(plan, state), len(state.bad))
     draft = draft.model_copy(update={"files": [_publish_text(out, "README.md", text), *draft.files]})
@@ -91,6 +93,16 @@ def _publish_split(plan: Plan, state: BuildState, split: str, folder: Path, out:
         sync_folder(out / split)
     labelled = next(part.labelled for part in plan.splits if part.name == split)
     return Split(samples=state.counts[split].samples, labelled=labelled, scales=scales)
+
+
+def _publish_sources(state: BuildState, split: str, folder: Path, out: Path) -> File:
+    """Rename the list of a split's source samples into place."""
+    place = out / split / SOURCES
+    if (folder / building_name(split)).exists():
+        (folder / building_name(split)).replace(place)
+    sync_folder(place.parent)
+    record = state.sources[split]
+    return File(path=place.relative_to(out).as_posix(), bytes=record.bytes, sha256=record.sha256)
 
 
 def _publish_tars(records: Sequence[ShardRecord], folder: Path, place: Path) -> ScaleSet:

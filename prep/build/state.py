@@ -11,6 +11,7 @@ from prep.build.counts import Counts
 from prep.build.encode import BadSample
 from prep.build.journal import read_journal
 from prep.build.plan import Chunk
+from prep.build.sources import SOURCES, SourcesRecord, building_name
 from shards.shardfile import ShardRecord, hash_prefix
 
 
@@ -23,6 +24,7 @@ class BuildState:
         open: {"<split>/<scale folder>": position in its partial shard}.
         closed: finished shards, in the order in which they were closed.
         counts: {split: what was counted}.
+        sources: {split: how far its list of source samples has got}.
         bad: quarantined samples, in sample order.
         seconds: time taken, over all runs.
     """
@@ -31,6 +33,7 @@ class BuildState:
     open: dict[str, ShardRecord] = field(default_factory=dict)
     closed: list[ShardRecord] = field(default_factory=list)
     counts: dict[str, Counts] = field(default_factory=dict)
+    sources: dict[str, SourcesRecord] = field(default_factory=dict)
     bad: list[BadSample] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -40,6 +43,7 @@ class BuildState:
         self.closed += [ShardRecord.from_dict(value) for value in line["closed"]]
         self.open = {value["stream"]: ShardRecord.from_dict(value) for value in line["open"]}
         self.counts.setdefault(line["split"], Counts()).add(Counts.from_dict(line["counts"]))
+        self.sources[line["split"]] = SourcesRecord(**line["sources"])
         self.bad += [BadSample(**value) for value in line["bad"]]
         self.seconds = float(line["seconds"])
 
@@ -50,6 +54,7 @@ def chunk_line(
     closed: Sequence[ShardRecord],
     open_: Sequence[ShardRecord],
     counts: Counts,
+    sources: SourcesRecord,
     bad: Sequence[BadSample],
     seconds: float,
 ) -> dict[str, Any]:
@@ -60,6 +65,7 @@ def chunk_line(
         "closed": [record.to_dict() for record in closed],
         "open": [record.to_dict() for record in open_],
         "counts": counts.to_dict(),
+        "sources": dict(vars(sources)),
         "bad": [sample.to_dict() for sample in bad],
         "seconds": round(seconds, 3),
     }
@@ -90,10 +96,20 @@ def last_consistent(journal: Path, folder: Path, published: Path) -> tuple[Build
 
 
 def _holds(state: BuildState, folder: Path, published: Path) -> bool:
-    return all(_closed_holds(record, folder, published) for record in state.closed) and all(
-        _prefix_is(folder / record.name, record.bytes, record.sha256)
-        and _prefix_is(folder / record.index_name, record.index_bytes, record.index_sha256)
-        for record in state.open.values()
+    return (
+        all(_closed_holds(record, folder, published) for record in state.closed)
+        and all(
+            _prefix_is(folder / record.name, record.bytes, record.sha256)
+            and _prefix_is(folder / record.index_name, record.index_bytes, record.index_sha256)
+            for record in state.open.values()
+        )
+        and all(
+            any(
+                _prefix_is(path, record.bytes, record.sha256)
+                for path in (folder / building_name(split), published / split / SOURCES)
+            )
+            for split, record in state.sources.items()
+        )
     )
 
 

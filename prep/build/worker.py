@@ -23,11 +23,11 @@ from multiprocessing import resource_tracker
 
 import cv2
 
-from prep.build.encode import BadSample, EncodedSample, Job, encode_sample
+from prep.build.encode import EncodedSource, Job, encode_sample
 from prep.build.plan import Chunk
 from shards.errors import UserError
 
-EncodedChunk = list[EncodedSample | BadSample]
+EncodedChunk = list[EncodedSource]
 
 WORTH_SECONDS = 2.0  # of work left; starting a process takes about one
 _SPARE = 2  # chunks in flight beyond one a worker: enough to keep all busy while the parent writes
@@ -67,7 +67,7 @@ def encode_chunks(
 
 def encode_chunk(job: Job, chunk: Chunk) -> EncodedChunk:
     """Encode one chunk in this process."""
-    return [part for sample in chunk.samples for part in encode_sample(job, chunk.split, sample)]
+    return [encode_sample(job, chunk.split, sample) for sample in chunk.samples]
 
 
 @contextmanager

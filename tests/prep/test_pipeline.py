@@ -246,7 +246,7 @@ def test_weak_labels_and_readers_meta_are_stored(tmp_path: Path) -> None:
     reader = load_reader("camvid")
     sample = replace(next(iter(reader.samples(root, "val"))), weak=(3, 1), meta={"scene": "night"})
     job = Job(reader, root, Scale.parse_many("1/2"), "box", ImageFormat.parse("keep"))
-    (encoded,) = encode_sample(job, "val", sample)
+    (encoded,) = encode_sample(job, "val", sample).parts
     assert isinstance(encoded, EncodedSample)
     assert b'"scene":"night"' in encoded.blocks[0].data
     assert b'"weak":[3,1]' in encoded.blocks[0].data

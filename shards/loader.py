@@ -44,7 +44,8 @@ class Loader(Generic[Out]):
         ahead: samples of this rank that may be decoded and not yet taken; None: a batch and two for each thread.
         rank, ranks: this process among those that share the batches.
         shuffle: False: samples come as they are stored, in every epoch.
-        window: shards whose samples are mixed with each other (`epoch_order`).
+        window, run: shards whose samples are mixed with each other, whole or in runs of so many samples
+            (`epoch_order`; give a run where the samples are stored in an order of their own).
         transform: applied to each sample in the threads; batches are lists of what it returns. Its randomness, if any,
             must come from the sample, or results depend on the number of threads.
         start: what `state` gave, of this or another process.
@@ -66,12 +67,13 @@ class Loader(Generic[Out]):
         ranks: int = 1,
         shuffle: bool = True,
         window: int = 4,
+        run: int | None = None,
         transform: Callable[[Sample], Out] | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> None:
-        _check(batch=batch, seed=seed, threads=threads, ahead=ahead, rank=rank, ranks=ranks, window=window)
+        _check(batch=batch, seed=seed, threads=threads, ahead=ahead, rank=rank, ranks=ranks, window=window, run=run)
         self.dataset, self.batch, self.seed, self.rank, self.ranks = dataset, batch, seed, rank, ranks
-        self.shuffle, self.window, self.transform = shuffle, window, transform
+        self.shuffle, self.window, self.run, self.transform = shuffle, window, run, transform
         self.threads = cores() if threads is None else threads
         self.ahead = -(-batch // ranks) + 2 * self.threads if ahead is None else ahead
         self._start = self._checked(start) if start is not None else (0, 0)
@@ -103,7 +105,8 @@ class Loader(Generic[Out]):
         """The samples of an epoch in order, for all ranks: int64 [len(dataset)]."""
         if not self.shuffle:
             return np.arange(len(self.dataset), dtype=np.int64)
-        return epoch_order(self.dataset.groups, self.dataset.manifest.digest, self.seed, epoch, self.window)
+        digest = self.dataset.manifest.digest
+        return epoch_order(self.dataset.groups, digest, self.seed, epoch, self.window, self.run)
 
     def read(self, index: int) -> Out:
         """One sample, transformed."""
@@ -112,7 +115,7 @@ class Loader(Generic[Out]):
 
     def _order_digest(self) -> str:
         """Stands for what the order follows from, besides the seed and the manifest."""
-        mixed = (self.window, *self.dataset.groups) if self.shuffle else ()
+        mixed = (self.window, self.run, *self.dataset.groups) if self.shuffle else ()
         return hashlib.sha256(repr((self.dataset.split, len(self.dataset), mixed)).encode()).hexdigest()[:16]
 
     def _checked(self, state: Mapping[str, Any]) -> tuple[int, int]:
@@ -128,7 +131,9 @@ class Loader(Generic[Out]):
         if state["seed"] != self.seed:
             raise UserError(f"the state to start from has seed {state['seed']}; found seed={self.seed}: give the same")
         if state["order"] != self._order_digest():
-            raise UserError(f"the state to start from is of another order of {where}: give the same split and window")
+            raise UserError(
+                f"the state to start from is of another order of {where}: give the same split, window and run"
+            )
         if not (state["epoch"] >= 0 and 0 <= state["position"] <= len(self.dataset)):
             raise UserError(f"the state to start from lies outside of the {len(self.dataset)} samples of {where}")
         return state["epoch"], state["position"]
@@ -216,7 +221,7 @@ def _announced(loader: Loader[Any], indices: npt.NDArray[np.int64]) -> Iterator[
 
 def _check(**given: int | None) -> None:
     """Raise SettingsError where an argument of `Loader` is out of range."""
-    least = {"batch": 1, "ranks": 1, "window": 1, "ahead": 1}
+    least = {"batch": 1, "ranks": 1, "window": 1, "run": 1, "ahead": 1}
     for name, value in given.items():
         if value is not None and value < least.get(name, 0):
             raise SettingsError(f"{name}={value} found; expected {least.get(name, 0)} or more")

@@ -1,6 +1,7 @@
 """The order in which samples are read: a pure function of (manifest digests, seed, epoch).
 
 Shards are shuffled, then samples are shuffled within windows of a few shards, so that reads stay mostly sequential.
+(`python -m tests.bench.shuffle` measures how far that is from a true shuffle.)
 No state, no worker number, no rank: every process works out the same global order and takes its part.
 """
 
@@ -22,7 +23,9 @@ def generator(*parts: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def epoch_order(groups: Sequence[int], digest: str, seed: int, epoch: int, window: int = 4) -> npt.NDArray[np.int64]:
+def epoch_order(
+    groups: Sequence[int], digest: str, seed: int, epoch: int, window: int = 4, run: int | None = None
+) -> npt.NDArray[np.int64]:
     """Sample indices in the order of one epoch, int64 [sum(groups)]: each sample once.
 
     Args:
@@ -31,15 +34,33 @@ def epoch_order(groups: Sequence[int], digest: str, seed: int, epoch: int, windo
         seed: of the run.
         epoch: from 0.
         window: shards whose samples are mixed with each other.
+        run: None: whole shards are mixed. Else shards are cut into runs of so many samples, and as many runs as make up
+            `window` shards are mixed, from anywhere in the set: for samples that are stored in an order of their own
+            (by city, by class), in files that can be read anywhere at will.
     """
-    if window < 1 or any(g < 0 for g in groups):
-        raise SettingsError(f"window {window} or a negative group found; expected window >= 1 and counts >= 0")
+    if window < 1 or any(g < 0 for g in groups) or (run is not None and run < 1):
+        raise SettingsError(
+            f"window {window}, run {run} or a negative group found; expected window and run >= 1, counts >= 0"
+        )
     random = generator("order", digest, seed, epoch)
-    starts = np.concatenate(([0], np.cumsum(np.asarray(groups, np.int64))))
-    shuffled = random.permutation(len(groups))
-    parts = []
-    for first in range(0, len(shuffled), window):
-        chosen = shuffled[first : first + window]
-        samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in chosen])
-        parts.append(random.permutation(samples))
-    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+    sizes = np.asarray(groups, np.int64)
+    if run is not None:
+        window = max(1, -(-window * int(sizes.sum()) // max(1, len(sizes) * run)))  # in runs
+        sizes = _cut(sizes, run)
+    chosen = random.permutation(len(sizes))
+    starts, counts = (np.cumsum(sizes) - sizes)[chosen], sizes[chosen]
+    ends = np.cumsum(counts)
+    order = np.arange(counts.sum(), dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
+    for first in range(0, len(chosen), window):
+        low, high = ends[first] - counts[first], ends[min(first + window, len(chosen)) - 1]
+        order[low:high] = random.permutation(order[low:high])
+    return order
+
+
+def _cut(sizes: npt.NDArray[np.int64], run: int) -> npt.NDArray[np.int64]:
+    """Groups cut into runs, int64 [runs]; the last one of a group may be shorter."""
+    counts = -(-sizes // run)
+    runs = np.full(counts.sum(), run, np.int64)
+    filled = counts > 0
+    runs[np.cumsum(counts)[filled] - 1] = (sizes - (counts - 1) * run)[filled]
+    return runs

@@ -51,7 +51,8 @@ class Data(Section):
     label together at a random scale out of augment.rescale.
     loader: who makes the samples ahead of the loop: "threads" or "processes" (data.workers of them), "auto": whichever
     a trial at the start finds faster (train/feed.py). No sample and no order depends on it.
-    window: shards whose samples are mixed with each other in the order of an epoch (shards/order.py).
+    window, run: shards whose samples are mixed with each other in the order of an epoch, whole ("none") or in runs of
+    so many samples from anywhere in the set (shards/order.py): window = 16, run = 4 mixes what is stored by class.
     target_stride: k > 1 softens the label to one cell for k x k pixels of the image, after augmentation: with
     model.head = "cosine" alone, whose loss is taken on that grid.
     """
@@ -65,6 +66,7 @@ class Data(Section):
     target_stride: Literal[1, 2, 4, 8, 16, 32] = 1
     loader: Literal["auto", "threads", "processes"] = "auto"
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+    run: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(off)] = None
 
 
 class Jitter(Section):

@@ -103,9 +103,10 @@ class Sources:
         """Samples in a shard on average."""
         return len(self) / max(1, len(self.groups))
 
-    def order(self, seed: int, epoch: int, window: int = 4) -> npt.NDArray[np.int64]:
-        """The samples of all sources in the order of one epoch, int64 [len(self)]; `window` as in `epoch_order`."""
-        return epoch_order(self.groups, joined_digest([m.digest for m in self.manifests]), seed, epoch, window)
+    def order(self, seed: int, epoch: int, window: int = 4, run: int | None = None) -> npt.NDArray[np.int64]:
+        """The samples of all sources in the order of one epoch, int64 [len(self)]; `window` and `run` as in
+        `epoch_order`."""
+        return epoch_order(self.groups, joined_digest([m.digest for m in self.manifests]), seed, epoch, window, run)
 
     def ahead(self, indices: Sequence[int]) -> None:
         """Samples, counted over all sources, that will be read next, in this order."""

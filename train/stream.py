@@ -97,7 +97,8 @@ class Stream(Positioned):
         orders = self._orders  # other threads may put another dict in its place, and change none
         if epoch not in orders:
             near = {key: order for key, order in orders.items() if abs(key - epoch) < 2}
-            orders = {**near, epoch: self.sources.order(self.recipe.loop.seed, epoch, self.recipe.data.window)}
+            data, seed = self.recipe.data, self.recipe.loop.seed
+            orders = {**near, epoch: self.sources.order(seed, epoch, data.window, data.run)}
             self._orders = orders
         return int(orders[epoch][place])
 

@@ -94,6 +94,8 @@ def test_without_shuffle_and_with_another_window(train: shards.ShardDataset) -> 
     orders = [Loader(train, batch=5, window=window).order(0).tolist() for window in (1, 4)]
     assert orders[0] != orders[1]
     assert orders[0] == epoch_order(train.groups, train.manifest.digest, 0, 0, window=1).tolist()
+    runs = epoch_order(train.groups, train.manifest.digest, 0, 0, window=1, run=2)
+    assert Loader(train, batch=5, window=1, run=2).order(0).tolist() == runs.tolist() != orders[0]
 
 
 def test_transform_runs_in_the_threads(train: shards.ShardDataset) -> None:
@@ -168,6 +170,7 @@ def test_a_broken_sample_is_an_error_at_its_place(tmp_path: Path, threads: int) 
         ({"threads": -1}, "threads=-1 found; expected 0 or more"),
         ({"ahead": 0}, "ahead=0 found"),
         ({"window": 0}, "window=0 found"),
+        ({"run": 0}, "run=0 found"),
         ({"seed": -1}, "seed=-1 found"),
         ({"rank": 2, "ranks": 2}, "rank=2 found; expected less than ranks=2"),
         ({"batch": 2, "ranks": 3}, "batch=2 found; expected at least one sample for each of ranks=3"),
@@ -236,6 +239,7 @@ def test_a_state_of_another_set_split_or_window(folder: Path, train: shards.Shar
     for dataset, options in (
         (shards.open(folder, "test", "1/2"), {}),
         (train, {"window": 2}),
+        (train, {"run": 2}),
         (train, {"shuffle": False}),
     ):
         with pytest.raises(UserError, match="another order"):

@@ -153,7 +153,12 @@ def test_the_window_is_the_recipes(shard_set: Path) -> None:
     assert [index // 3 for index in orders[0]] != sorted(index // 3 for index in orders[0])
     assert all(len({index // 3 for index in orders[0][i : i + 3]}) <= 2 for i in range(9))  # one shard after the other
     assert orders[1] != orders[0]
-    assert "window" not in config.to_dict()["data"]
+    config = recipe(data={"run": 1})
+    stream = Stream(open_sources([shard_set], config), config)
+    order = stream.sources.order(config.loop.seed, 0, 4, 1)
+    assert [stream.index(position) for position in range(11)] == order.tolist() != orders[1]
+    assert recipe(data={"run": "none"}).to_dict() == recipe().to_dict() != config.to_dict()
+    assert "window" not in recipe().to_dict()["data"]
     assert recipe(data={"window": 1}).to_dict()["data"]["window"] == 1
 
 

@@ -235,4 +235,4 @@ def assemble(parts: tuple[npt.NDArray[Any], ...], mixed: int, end: int, denomina
 
 def _largest(ids: U16) -> int:
     """The largest class id, void aside; -1 where there is none."""
-    return int(np.where(ids == IGNORE, -1, ids.astype(np.int32)).max(initial=-1))
+    return int((ids + np.uint16(1)).max(initial=0)) - 1  # void wraps round to 0

@@ -17,19 +17,22 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from shards.classes import IGNORE
 from shards.codec.image import MAX_PIXELS
+from shards.codec.inflate import DamageError
+from shards.codec.npz import read_npz
 from shards.errors import FormatError
-from shards.softlabel import IGNORE, U16, SoftLabel
+from shards.softlabel import U16, SoftLabel
 
-NAMES = ("base", "mixed", "further", "denominator")
 DIMENSIONS = {"base": 2, "mixed": 1, "further": 2, "denominator": 0}
+HEADER = 4096
 Array = npt.NDArray[Any]
 
 
@@ -62,16 +65,66 @@ def encode_soft(soft: SoftLabel) -> bytes:
 
 def decode_soft(data: bytes, where: str | Path = "<memory>") -> SoftLabel:
     """The soft label; raises FormatError where any part or invariant is broken."""
-    arrays = _unzip(data, where)
-    void = np.iinfo(arrays["base"].dtype).max
-    base, ids = _widened(arrays["base"], void), _widened(arrays["further"][0], void)
-    planes = _planes(base, np.unpackbits(arrays["mixed"]), where)
-    if sum(map(len, planes)) != len(ids):
-        raise FormatError(where, f"{len(ids)} further classes found; the cell flags want {sum(map(len, planes))}")
-    denominator = int(arrays["denominator"])
-    soft = _joined(base, planes, ids, arrays["further"][1], denominator)
-    _check_entries(soft, where)
-    return soft
+    arrays = read_npz(data, DIMENSIONS, _refused, where)
+    _check_types(arrays, where)
+    base, mixed, further = arrays["base"], arrays["mixed"], arrays["further"]
+    flags = base.size + further.shape[1]  # one a cell, and one for each further class whether another follows
+    if len(mixed) != -(-flags // 8):
+        raise FormatError(where, f"{8 * len(mixed)} flags of mixed cells found; expected {flags}, rounded up to bytes")
+    try:
+        return _joined(base, mixed, further, int(arrays["denominator"]))
+    except DamageError as error:
+        raise FormatError(where, str(error)) from error
+
+
+def _refused(sizes: Mapping[str, int]) -> str | None:
+    """Why arrays that claim to have so many bytes are not read, headers of up to HEADER bytes among them."""
+    if max(sizes.values()) > 2 * MAX_PIXELS + HEADER:
+        return f"an array is larger than {MAX_PIXELS} cells may need"
+    if sizes["mixed"] > (sizes["base"] + sizes["further"]) // 8 + HEADER:
+        return "more flags of mixed cells than cells"
+    return None
+
+
+def _check_types(arrays: dict[str, Array], where: str | Path) -> None:
+    """FormatError unless the arrays' types and shapes are those of a label."""
+    for name, array in arrays.items():
+        if array.dtype not in (np.dtype(np.uint8), np.dtype("<u2")) or array.ndim != DIMENSIONS[name]:
+            raise FormatError(where, f"array {name} is {array.dtype} of {array.ndim} dimensions")
+    base, further = arrays["base"], arrays["further"]
+    bad_types = arrays["mixed"].dtype != np.uint8 or (base.dtype != np.uint8 and further.dtype == np.uint8)
+    if bad_types or not 0 < base.size <= MAX_PIXELS or len(further) != 2 or not arrays["denominator"]:
+        raise FormatError(where, "array types or shapes do not fit each other")
+
+
+def _joined(stored: Array, mixed: Array, further: Array, denominator: int) -> SoftLabel:
+    """The label out of its arrays; raises DamageError where they contradict each other."""
+    from shards import kernels_soft
+
+    narrow, entries = stored.dtype == np.uint8, further.shape[1]
+    base = np.empty(stored.shape, np.uint16)
+    kernels_soft.widen(_bytes(stored.reshape(-1)), not narrow, base.reshape(-1))
+    edge = np.zeros((base.shape[0], -(-base.shape[1] // 8) * 8), np.uint8)
+    borders = kernels_soft.mark_borders(base, edge)
+    cells, order, rest = np.empty((3, entries), np.int32)
+    found = kernels_soft.find_mixed_cells(mixed, edge, base.shape[1], borders, cells, order, rest)
+    starts = np.zeros(max(found, 0) + 1, np.int64)
+    if found < 0 or kernels_soft.count_entries(mixed, base.size, order[:found], entries, starts):
+        raise DamageError(f"{entries} further classes found; the cell flags want another number")
+    cells, order = cells[:found].copy(), order[:found]
+    ids, weights = np.empty(starts[-1], np.uint16), np.empty(starts[-1], np.uint16)
+    kernels_soft.place_entries(_bytes(further), (further.dtype != np.uint8, narrow), order, starts, ids, weights)
+    wrong = kernels_soft.complete(base.reshape(-1), cells, starts, ids, weights, denominator)
+    if wrong == kernels_soft.POSITIVE:
+        raise DamageError("weights of a cell are not positive or pass the denominator")
+    if wrong == kernels_soft.ORDER:
+        raise DamageError("the classes of a cell are not in order or repeat")
+    return SoftLabel(base, denominator, cells, starts, ids, weights)
+
+
+def _bytes(array: Array) -> npt.NDArray[np.uint8]:
+    """The same memory, each row in bytes."""
+    return np.ascontiguousarray(array).view(np.uint8)
 
 
 def border_cells(base: U16) -> npt.NDArray[np.bool_]:
@@ -84,71 +137,9 @@ def border_cells(base: U16) -> npt.NDArray[np.bool_]:
     return edge
 
 
-def _planes(base: U16, bits: Array, where: str | Path) -> list[Array]:
-    """The cells that hold a second class, a third, ...: flat indices in stored order; FormatError."""
-    edge = border_cells(base).ravel()
-    live, planes = np.concatenate([np.flatnonzero(edge), np.flatnonzero(~edge)]), []
-    while len(live):
-        if len(bits) < len(live):
-            raise FormatError(where, "the flags of mixed cells end early")
-        live, bits = live[bits[: len(live)] == 1], bits[len(live) :]
-        planes.append(live)
-    if len(bits) >= 8 or bits.any():
-        raise FormatError(where, "more flags of mixed cells than cells")
-    return planes
-
-
-def _joined(base: U16, planes: list[Array], ids: U16, weights: Array, denominator: int) -> SoftLabel:
-    """Bring the entries into the order of cells, each cell's heaviest class, with the rest, before its others."""
-    cells = np.sort(planes[0])
-    counts = np.ones(len(cells), np.int64)
-    slots = [np.searchsorted(cells, plane) for plane in planes]
-    for slot in slots:
-        counts[slot] += 1
-    starts = np.zeros(len(cells) + 1, np.int64)
-    np.cumsum(counts, out=starts[1:])
-    target = np.concatenate([starts[:-1][slot] + rank for rank, slot in enumerate(slots, 1)])
-    out_ids, out_weights = np.empty(starts[-1], np.uint16), np.zeros(starts[-1], np.int64)
-    out_ids[target], out_weights[target] = ids, weights
-    out_ids[starts[:-1]] = base.ravel()[cells]
-    if len(cells):
-        out_weights[starts[:-1]] = denominator - np.add.reduceat(out_weights, starts[:-1])
-    clipped = np.clip(out_weights, 0, IGNORE).astype(np.uint16)  # a sum beyond the denominator shows as weight 0
-    return SoftLabel(base, denominator, cells.astype(np.int32), starts, out_ids, clipped)
-
-
-def _check_entries(soft: SoftLabel, where: str | Path) -> None:
-    """Weights are positive and every cell's entries are sorted and distinct, else FormatError."""
-    if not len(soft.ids):
-        return
-    if (soft.weights == 0).any():
-        raise FormatError(where, "weights of a cell are not positive or pass the denominator")
-    inner = np.ones(len(soft.ids), np.bool_)
-    inner[soft.starts[:-1]] = False
-    at = np.flatnonzero(inner)
-    w0, w1 = soft.weights[at - 1].astype(np.int64), soft.weights[at].astype(np.int64)
-    tie = (w0 == w1) & (soft.ids[at - 1] >= soft.ids[at])
-    if (w0 < w1).any() or tie.any() or _repeated(soft):
-        raise FormatError(where, "the classes of a cell are not in order or repeat")
-
-
-def _repeated(soft: SoftLabel) -> bool:
-    """Whether any cell names a class twice."""
-    cell = np.repeat(np.arange(len(soft.cells), dtype=np.int64), np.diff(soft.starts))
-    pairs = np.sort(cell * (IGNORE + 1) + soft.ids)
-    return bool((pairs[1:] == pairs[:-1]).any())
-
-
 def _narrowed(ids: U16, narrow: bool) -> U16:
     """Ids with void at 255 where they are to be stored in 8 bits."""
     return np.where(ids == IGNORE, np.uint16(255), ids) if narrow else ids
-
-
-def _widened(ids: Array, void: int) -> U16:
-    """Stored ids as uint16 with void 65535."""
-    wide = ids.astype(np.uint16)
-    wide[ids == void] = IGNORE
-    return wide
 
 
 def _zip(arrays: dict[str, Array]) -> bytes:
@@ -161,40 +152,3 @@ def _zip(arrays: dict[str, Array]) -> bytes:
             info.create_system, info.external_attr = 3, 0o644 << 16  # the same bytes on every platform
             archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=7)
     return out.getvalue()
-
-
-def _unzip(data: bytes, where: str | Path) -> dict[str, Array]:
-    """The arrays, their types and dimensions checked."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            infos = {i.filename: i for i in archive.infolist()}
-            if sorted(infos) != sorted(f"{n}.npy" for n in NAMES) or len(archive.infolist()) != len(NAMES):
-                raise FormatError(where, f"holds {sorted(infos)}; expected the arrays {', '.join(NAMES)}")
-            if any(i.file_size > 2 * MAX_PIXELS + 4096 for i in infos.values()):
-                raise FormatError(where, f"an array is larger than {MAX_PIXELS} cells may need")
-            arrays = {n: _array(archive.read(f"{n}.npy")) for n in NAMES}
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError, KeyError) as error:
-        raise FormatError(where, f"damaged .npz ({str(error).splitlines()[0] if str(error) else 'short'})") from error
-    except RuntimeError as error:  # zipfile: encrypted member
-        raise FormatError(where, f"damaged .npz ({error})") from error
-    for name, array in arrays.items():
-        if array.dtype not in (np.dtype(np.uint8), np.dtype("<u2")) or array.ndim != DIMENSIONS[name]:
-            raise FormatError(where, f"array {name} is {array.dtype} of {array.ndim} dimensions")
-    wide = arrays["base"].dtype != np.uint8
-    bad_types = arrays["mixed"].dtype != np.uint8 or (wide and arrays["further"].dtype == np.uint8)
-    if bad_types or arrays["base"].size == 0 or len(arrays["further"]) != 2 or not arrays["denominator"]:
-        raise FormatError(where, "array types or shapes do not fit each other")
-    return arrays
-
-
-def _array(member: bytes) -> Array:
-    """Parse one .npy whose data length must be what its header says; ValueError otherwise."""
-    file = io.BytesIO(member)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"npy version {version}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=1024)
-    length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if fortran or dtype.hasobject or length != len(member) - file.tell():
-        raise ValueError("array header does not fit its data")
-    return np.frombuffer(member, dtype, offset=file.tell()).reshape(shape)

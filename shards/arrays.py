@@ -6,7 +6,7 @@
 
 ``data`` is uint8 [bytes], sharded (256 chunks of 4 to 256 KiB a shard), uncompressed: members are compressed already.
 ``offsets`` is uint64 [samples + 1]. Sample i of a member is ``data[offsets[i]:offsets[i + 1]]``; the bytes are the
-same as in the tar form. Packed from finished tar shards, at most 64 MiB in memory at a time.
+same as in the tar form. Packed from finished tar shards, at most 64 MiB in memory at a time; ``shards.zarrset`` reads.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from shards.codec import image_suffix
-from shards.errors import FormatError
-from shards.tar import IndexEntry, check_key, read_sample
+from shards.tar import IndexEntry, read_sample
 
 CHUNKS = 256  # inner chunks of one Zarr shard
 MAX_CHUNK = 1 << 24  # entries of a chunk that is read
@@ -85,84 +82,3 @@ def _write(group: Any, name: str, sizes: Sequence[int], contents: Iterable[bytes
 def _chunk_bytes(total: int) -> int:
     """4 KiB for small arrays up to 256 KiB for large ones: a read fetches whole chunks."""
     return min(max(1 << 12, 1 << (total // CHUNKS).bit_length()), 1 << 18)
-
-
-class ZarrReader:
-    """Random access to the samples of one store; opens it at first use, so it can be sent to other processes."""
-
-    def __init__(self, store: Path, samples: int) -> None:
-        self._store, self._samples = store, samples
-        self._group: Any = None
-        self._offsets: dict[str, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_group": None, "_offsets": {}}
-
-    def keys(self) -> list[str]:
-        """All keys in order; raises FormatError."""
-        return [self._text(data) for data in self._all("key")]
-
-    def members(self, i: int) -> dict[str, bytes]:
-        """suffix -> bytes of sample i; raises FormatError."""
-        self._open()
-        found = {name: self._range(name, i) for name in self._offsets if name != "key"}
-        members = {name: data for name, data in found.items() if data}
-        if "image" in members:
-            image = members.pop("image")
-            members = {image_suffix(image, self._store): image, **members}
-        return members
-
-    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
-        """Nothing to fetch: stores are local."""
-
-    def _open(self) -> None:
-        if self._group is not None:
-            return
-        import zarr
-
-        try:
-            self._group = zarr.open_group(str(self._store), mode="r", zarr_format=3)
-            names = sorted(name for name, _ in self._group.groups())
-            self._offsets = {name: self._checked_offsets(name) for name in names}
-        except FormatError:
-            raise
-        except Exception as error:  # zarr raises many types for damaged stores
-            raise FormatError(self._store, f"cannot be opened as a Zarr v3 store ({_line(error)})") from error
-
-    def _checked_offsets(self, name: str) -> Any:
-        if name not in ("key", *MEMBERS):
-            raise FormatError(self._store, f"holds an unknown member {name!r}")
-        stored, data = self._group[f"{name}/offsets"], self._group[f"{name}/data"]
-        if stored.shape != (self._samples + 1,) or stored.dtype != np.uint64 or data.dtype != np.uint8:
-            raise FormatError(self._store, f"{name}: arrays of the wrong type or length")
-        if max(*stored.chunks, *data.chunks) > MAX_CHUNK:  # a read would fetch, and allocate, whole chunks
-            raise FormatError(self._store, f"{name}: chunks of more than {MAX_CHUNK} entries")
-        offsets = stored[:]
-        if offsets[0] != 0 or (np.diff(offsets.astype(np.int64)) < 0).any() or offsets[-1] > data.shape[0]:
-            raise FormatError(self._store, f"{name}: offsets do not rise or leave the data")
-        return offsets
-
-    def _range(self, name: str, i: int) -> bytes:
-        start, end = int(self._offsets[name][i]), int(self._offsets[name][i + 1])
-        if end - start > 1 << 31:
-            raise FormatError(self._store, f"{name}: sample {i} has {end - start} bytes")
-        try:
-            return bytes(np.asarray(self._group[f"{name}/data"][start:end]).tobytes())
-        except Exception as error:  # a damaged chunk shows as one of many types
-            raise FormatError(self._store, f"{name}: sample {i} cannot be read ({_line(error)})") from error
-
-    def _all(self, name: str) -> Iterator[bytes]:
-        self._open()
-        if name not in self._offsets:
-            raise FormatError(self._store, f"holds no member {name!r}")
-        return (self._range(name, i) for i in range(self._samples))
-
-    def _text(self, data: bytes) -> str:
-        try:
-            return check_key(data.decode())
-        except Exception as error:
-            raise FormatError(self._store, "holds a key that is not one") from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

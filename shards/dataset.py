@@ -8,20 +8,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.arrays import ZarrReader
 from shards.classes import ClassTable
 from shards.codec.sample import Part, Sample, decode_sample, weak_labels
-from shards.errors import UserError
+from shards.errors import FormatError, UserError
 from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
 from shards.store import Place, Store, open_store
 from shards.tarset import TarReader
+from shards.zarrset import ZarrReader
+
+if TYPE_CHECKING:
+    from shards.cache import CacheSettings
 
 __all__ = ["Sample", "ShardDataset", "decode_sample", "open_split", "weak_labels"]
 
@@ -32,6 +34,7 @@ class Reader(Protocol):
     def keys(self) -> list[str]: ...
     def members(self, i: int) -> dict[str, bytes]: ...
     def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None: ...
+    def where(self, i: int) -> str: ...
 
 
 class ShardDataset:
@@ -51,9 +54,10 @@ class ShardDataset:
         self.classes: ClassTable = manifest.class_table
         self.groups: list[int] = list(part.groups)
         self._count = manifest.splits[split].samples
+        self._label = ("seg.png" if self.scale == "1" else "soft.npz") if manifest.splits[split].labelled else None
         self._reader: Reader
         if part.store:
-            self._reader = ZarrReader(Path(self.folder) / part.store, self._count)
+            self._reader = ZarrReader(self.store, part, self._count)
         else:
             self._reader = TarReader(self.store, part)
         self._positions: dict[str, int] | None = None
@@ -68,8 +72,10 @@ class ShardDataset:
     def sample(self, index: int | str, without: Collection[Part] = ()) -> Sample:
         """As ``self[index]``, but what is named in ``without`` is not decoded and None: hard, soft, instances."""
         i = self.position(index)
-        where = f"{self.folder}/{self.split}/{self.scale} sample {i}"
-        return decode_sample(self.members(i), len(self.classes), where, without)
+        members, where = self._reader.members(i), self._reader.where(i)
+        if self._label and self._label not in members:
+            raise FormatError(where, "no label found in a labelled split; build or copy the set again", self._label)
+        return decode_sample(members, len(self.classes), where, without)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
@@ -105,14 +111,22 @@ class ShardDataset:
         self._reader.ahead(indices)
 
 
-def open_split(place: Place | Store, split: str, scale: str | Scale = "1") -> ShardDataset:
+def open_split(
+    place: Place | Store, split: str, scale: str | Scale = "1", cache: CacheSettings | Place | None = None
+) -> ShardDataset:
     """Open one split of a shard set at one scale (exported as ``shards.open``).
+
+    Args:
+        place: folder or URL of the shard set: https://, s3://, gs:// and whatever else fsspec knows.
+        split, scale: of those that it holds.
+        cache: for a URL, the folder that keeps what was fetched, or its settings; None: as the environment says
+            (SEGSHARDS_CACHE, SEGSHARDS_CACHE_GB).
 
     Raises:
         UserError: no shard set there, or no such split or scale in it; says what there is.
         FormatError: a damaged or foreign manifest.
     """
-    store = open_store(place)
+    store = open_store(place, cache)
     manifest = load_manifest(store)
     wanted = Scale.parse(scale)
     if split not in manifest.splits:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from shards.manifest import File
 
 KEPT = 64  # files that stay open
+_READ = 1 << 20
 REMEDY = "build or copy it again"
+DAMAGED = f"checksum differs from the manifest: damaged; {REMEDY}"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -42,6 +44,14 @@ class OpenFile:
         except OSError as error:
             raise FormatError(self.path, f"cannot be read ({error.strerror}); {REMEDY}") from error
         return data
+
+    def sha256(self) -> str:
+        """Of the whole file; raises FormatError."""
+        digest, at = hashlib.sha256(), 0
+        while data := self.read(at, _READ):
+            digest.update(data)
+            at += len(data)
+        return digest.hexdigest()
 
     def read_soon(self) -> None:
         """Let the system read the file ahead, once."""
@@ -100,7 +110,7 @@ class LocalStore:
         opened = self._opened(file)
         data = opened.read(0, file.bytes)
         if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise FormatError(opened.path, f"checksum differs from the manifest: damaged; {REMEDY}")
+            raise FormatError(opened.path, DAMAGED)
         return data
 
     def range(self, file: File, offset: int, length: int) -> bytes:
@@ -124,7 +134,11 @@ class LocalStore:
 
     def check(self, file: File) -> str | None:
         """See ``Store.check``."""
-        return check_file(self.folder, file)
+        try:
+            opened = self._opened(file)
+            return None if opened.sha256() == file.sha256 else f"{opened.path}: {DAMAGED}"
+        except FormatError as error:
+            return str(error)
 
     def ahead(self, files: Sequence[File]) -> None:
         """See ``Store.ahead``: the system is told, as far as files stay open."""
@@ -154,15 +168,4 @@ class LocalStore:
 
 def check_file(folder: Path, file: File) -> str | None:
     """None if the file's bytes are what the manifest says, else the problem."""
-    path = folder / file.path
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            return f"{path}: a link that leaves the folder"
-        size = path.stat().st_size
-        if size != file.bytes:
-            return f"{path}: {wrong_size(size, file.bytes)}"
-        with open(path, "rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); {REMEDY}"
-    return None if found == file.sha256 else f"{path}: checksum differs from the manifest: damaged; {REMEDY}"
+    return LocalStore(folder).check(file)

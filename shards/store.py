@@ -12,10 +12,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
 
 from shards.local import LocalStore
 
 if TYPE_CHECKING:
+    from shards.cache import CacheSettings
     from shards.manifest import File
 
 Place = str | Path
@@ -50,11 +52,27 @@ class Store(Protocol):
         """These will be read next, in this order: begin to fetch them. Returns at once and raises nothing."""
 
 
-def open_store(place: Place | Store) -> Store:
-    """The store at a folder or URL; one that is open already is returned as it is."""
+def open_store(place: Place | Store, cache: CacheSettings | Place | None = None) -> Store:
+    """The store at a folder or URL; one that is open already is returned as it is.
+
+    Args:
+        place: a folder, or a URL: http(s)://, or one that fsspec knows, such as s3:// and gs://.
+        cache: settings or folder of the cache for URLs; None: as the environment says (``CacheSettings.of``).
+
+    Raises:
+        UserError: a URL that cannot be read here.
+        SettingsError: settings of the environment that do not fit.
+    """
     if not isinstance(place, str | Path):
         return place
-    return LocalStore(Path(place))
+    if not is_url(place):
+        return LocalStore(Path(place))
+    if str(place).startswith("file://"):
+        return LocalStore(Path(unquote(urlsplit(str(place)).path)))
+    from shards.cache import CacheSettings  # here: sets in a folder never need it
+    from shards.remote import RemoteStore
+
+    return RemoteStore(str(place), CacheSettings.of(cache))
 
 
 def is_url(place: Place) -> bool:

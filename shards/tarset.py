@@ -51,6 +51,14 @@ class TarReader:
             raise FormatError(error.path, error.reason, entry.key) from error
         return split_blocks(data, entry, f"{self._store.name}/{record.path}")
 
+    def where(self, i: int) -> str:
+        """What messages call sample i: its shard and its key."""
+        shard = bisect_right(self._ends, i)
+        record = self.part.shards[shard]
+        return (
+            f"{self._store.name}/{record.path} sample {self._entry(shard, i - self._ends[shard] + record.samples).key}"
+        )
+
     def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
         """Have the shards of these samples, and their indexes, fetched in this order."""
         shards = dict.fromkeys(bisect_right(self._ends, i) for i in indices)

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 import shards
-from shards import FormatError, UserError, arrays, resize_image, soften, tarset
+from shards import FormatError, UserError, resize_image, soften, tarset, zarrset
 from shards.index import encode_index
 from shards.manifest import ScaleSet, Shard
 from shards.store import open_store
@@ -85,8 +85,15 @@ def test_a_broken_zarr_store_is_named(tmp_path):
     with pytest.raises(FormatError, match=r"train-1-2\.zarr"):
         shards.open(tmp_path, split="train", scale="1/2")[0]
     (store / "zarr.json").unlink()
-    with pytest.raises(FormatError, match="Zarr"):
+    with pytest.raises(FormatError, match=r"train-1-2\.zarr/zarr\.json"):
         shards.open(tmp_path, split="train", scale="1/2")[0]
+
+
+def test_a_lost_chunk_is_no_zeros(tmp_path):
+    build(tmp_path, "zarr")
+    (tmp_path / "train/1/train-1.zarr/seg.png/data/c/0").unlink()
+    with pytest.raises(FormatError, match=r"seg\.png/data/c/0 \[seg\.png of sample 2\]: cannot be opened"):
+        shards.open(tmp_path, split="train")[2]
 
 
 def test_no_torch_is_pulled_in():
@@ -95,7 +102,7 @@ def test_no_torch_is_pulled_in():
 
 
 def test_a_store_of_huge_chunks_is_refused(zarr_set, monkeypatch):
-    monkeypatch.setattr(arrays, "MAX_CHUNK", 100)
+    monkeypatch.setattr(zarrset, "MAX_CHUNK", 100)
     with pytest.raises(FormatError, match="chunks of more than 100"):
         shards.open(zarr_set, "train", "1/2")[0]
 

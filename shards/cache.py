@@ -1,0 +1,296 @@
+"""Files of remote shard sets kept on this machine: named by their sha256, bounded, shared by any processes.
+
+    <folder>/<sha256>                a whole file, checked when it came
+    <folder>/<sha256>-<bytes>.part   one that is coming; whoever fetches it holds its flock
+    <folder>/lock                    flocked while room is made
+
+A file appears under its name by rename, after fsync, so it is whole or not there. A fetcher that dies lets go of its
+lock, and the next one goes on where it stopped. What was used longest ago makes room (by modification times, which
+are set at use); a process that has it open reads on. Only names of the forms above are ever touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.errors import FormatError, SettingsError, UserError
+from shards.local import OpenFile, open_file
+
+if TYPE_CHECKING:
+    from shards.manifest import File
+
+FOLDER, GIGABYTES = "SEGSHARDS_CACHE", "SEGSHARDS_CACHE_GB"
+DEFAULT_MOST = 64 * 10**9
+_NAME = re.compile(r"[0-9a-f]{64}(-(\d+)\.part)?")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """How remote shard sets are read.
+
+    Args:
+        folder: of the cache; created when first needed.
+        most: bytes that it may take; None: half of what is free there, at most 64 GB.
+        timeout: seconds without a byte after which a connection counts as lost.
+        retries: connections tried in a row without getting any further, besides the first.
+        pause: seconds before the first retry; doubles with each.
+    """
+
+    folder: Path
+    most: int | None = None
+    timeout: float = 30.0
+    retries: int = 4
+    pause: float = 0.5
+
+    @classmethod
+    def of(cls, given: CacheSettings | str | Path | None = None) -> CacheSettings:
+        """Settings as they are, of a folder, or of the environment: SEGSHARDS_CACHE, SEGSHARDS_CACHE_GB.
+
+        Raises:
+            SettingsError: SEGSHARDS_CACHE_GB is no number above 0.
+        """
+        if isinstance(given, CacheSettings):
+            return given
+        folder = given or os.environ.get(FOLDER) or Path.home() / ".cache" / "segshards"
+        text = os.environ.get(GIGABYTES)
+        if not text:
+            return cls(Path(folder))
+        try:
+            most = float(text) * 1e9
+        except ValueError:
+            most = math.nan
+        if not 0 < most < math.inf:
+            raise SettingsError(f"{GIGABYTES}={text!r} found; expected a number of gigabytes above 0 such as 50")
+        return cls(Path(folder), int(most))
+
+
+class Part:
+    """A file that is coming: grows at its end, is hashed as it grows, and is locked against other fetchers."""
+
+    def __init__(self, path: Path, fd: int, free: Callable[[int], bool]) -> None:
+        self.path, self._fd, self._free = path, fd, free
+        self.length, self._digest = 0, hashlib.sha256()
+        while data := os.pread(fd, _READ, self.length):
+            self._digest.update(data)
+            self.length += len(data)
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes so far."""
+        return self._digest.hexdigest()
+
+    def append(self, data: bytes) -> None:
+        """Add bytes; raises OSError, ENOSPC only when nothing else in the cache is left to make room."""
+        view = memoryview(data)
+        while view:
+            try:
+                written = os.pwrite(self._fd, view, self.length)
+            except OSError as error:
+                if error.errno not in _FULL or not self._free(len(view)):
+                    raise
+                continue
+            self._digest.update(view[:written])
+            self.length += written
+            view = view[written:]
+
+    def restart(self) -> None:
+        """Forget what has come."""
+        os.ftruncate(self._fd, 0)
+        self.length, self._digest = 0, hashlib.sha256()
+
+    def sync(self) -> None:
+        """Have the disk keep it."""
+        os.fsync(self._fd)
+
+
+class Cache:
+    """The files in one cache folder."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self.folder = settings.folder
+        self._most = settings.most
+
+    def path(self, file: File) -> Path:
+        """Where a file lies once it is here."""
+        return self.folder / file.sha256
+
+    def open(self, file: File, fetch: Callable[[Part], None]) -> OpenFile:
+        """Open a file, which ``fetch`` brings if need be; other threads and processes that want it wait.
+
+        Args:
+            file: as the manifest has it.
+            fetch: fills a part until it is the file; raises otherwise, and leaves in it what may be gone on from.
+
+        Raises:
+            UserError: the file is larger than the cache may be, or the folder is full or cannot be written.
+            SegshardsError: what ``fetch`` raises.
+        """
+        with self._troubles():
+            while True:
+                found = self.find(file)
+                if found is None:
+                    found = self._fetched(file, fetch)
+                if found is not None:
+                    return found
+
+    def find(self, file: File) -> OpenFile | None:
+        """Open a file if it is here, and count that as a use. One of the wrong size (a torn disk) is dropped."""
+        path = self.path(file)
+        if not path.exists():
+            return None
+        try:
+            found = open_file(path, file.bytes)
+        except FormatError:
+            self.drop(file)
+            return None
+        with suppress(OSError):  # evicted just now, or another user's: it is open
+            os.utime(path)
+        return found
+
+    def drop(self, file: File) -> None:
+        """Remove a file."""
+        self.path(file).unlink(missing_ok=True)
+
+    @property
+    def most(self) -> int:
+        """Bytes that the cache may take."""
+        if self._most is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            used = sum(size for _, size, _ in self._entries())
+            self._most = min(DEFAULT_MOST, (shutil.disk_usage(self.folder).free + used) // 2)
+        return self._most
+
+    def _fetched(self, file: File, fetch: Callable[[Part], None]) -> OpenFile | None:
+        """Fetch and publish a file; None where somebody else has done so while we waited for the lock."""
+        if file.bytes > self.most:
+            raise UserError(
+                f"{file.path} takes {file.bytes / 1e9:.3g} GB, more than the {self.most / 1e9:.3g} GB that the cache "
+                f"{self.folder} may hold: set {GIGABYTES} to a few times that"
+            )
+        path = self.folder / f"{file.sha256}-{file.bytes}.part"
+        with self._locked(path) as fd:
+            if fd is None:
+                return None
+            if self.path(file).exists():
+                path.unlink()
+                return None
+            self._make_room()
+            part = Part(path, fd, self._free)
+            try:
+                fetch(part)
+                part.sync()
+            except BaseException as error:
+                if part.length == 0 or (isinstance(error, OSError) and error.errno in _FULL):
+                    path.unlink(missing_ok=True)
+                raise
+            path.rename(self.path(file))
+            self._sync()
+            return OpenFile(self.path(file), os.dup(fd))
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[int | None]:
+        """A file's descriptor, locked; None where it was renamed or removed before the lock was ours."""
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd if _is_at(fd, path) else None
+        finally:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor too
+            os.close(fd)
+
+    def _make_room(self) -> None:
+        """Remove what was used longest ago until the rest fits, parts at the size that they are going to have."""
+        with self._locked(self.folder / "lock"):
+            entries = self._entries()
+            self._evict(entries, sum(size for _, size, _ in entries) - self.most)
+
+    def _free(self, size: int) -> bool:
+        """Remove so many bytes, since the disk is full; False where there is nothing to remove."""
+        with self._locked(self.folder / "lock"):
+            return self._evict(self._entries(), size)
+
+    def _evict(self, entries: list[tuple[float, int, str]], excess: int) -> bool:
+        """Remove entries of ``excess`` bytes together, those used longest ago first; whether any was removed."""
+        removed = False
+        for _, size, name in sorted(entries):
+            if excess <= 0:
+                break
+            if self._remove(name):
+                removed, excess = True, excess - size
+        return removed
+
+    def _entries(self) -> list[tuple[float, int, str]]:
+        """(last use, bytes, name) of what the cache holds."""
+        found = []
+        with os.scandir(self.folder) as listing:
+            for entry in listing:
+                match = _NAME.fullmatch(entry.name)
+                if not match:
+                    continue
+                with suppress(FileNotFoundError):
+                    state = entry.stat(follow_symlinks=False)
+                    found.append((state.st_mtime, int(match[2] or state.st_size), entry.name))
+        return found
+
+    def _remove(self, name: str) -> bool:
+        """Remove an entry, unless it is a part that somebody is fetching."""
+        import fcntl
+
+        path = self.folder / name
+        if not name.endswith(".part"):
+            path.unlink(missing_ok=True)
+            return True
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _sync(self) -> None:
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def _troubles(self) -> Iterator[None]:
+        """Say on one line what the operating system has against the folder."""
+        try:
+            yield
+        except OSError as error:
+            remedy = "free space there" if error.errno in _FULL else "make it writable"
+            raise UserError(
+                f"the cache {self.folder} cannot be used ({error.strerror}): {remedy}, or set {FOLDER} to another place"
+            ) from error
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

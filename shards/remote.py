@@ -1,0 +1,234 @@
+"""A shard set at a URL, read through a cache on this machine; the remote ``Store``.
+
+The manifest is read anew whenever the set is opened. All other files are fetched whole, when first asked for or in
+the background, and checked against the manifest's sha256 on arrival, so that a set is never a mix of old and new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.cache import Cache, CacheSettings, Part
+from shards.errors import FormatError, SegshardsError, UserError
+from shards.fetch import ChangedError, FaultError, MissingError, RefusedError, Source, Stream, source_at
+from shards.local import OpenFile
+from shards.recent import LOCK, Recent
+
+if TYPE_CHECKING:
+    from shards.manifest import File
+
+KEPT = 16  # files that stay open; those evicted meanwhile go on taking space
+FETCHERS = 2  # threads that read ahead
+SLOWEST = 1024  # bytes a second; what is slower counts as stalled
+FURTHER = 1 << 16  # bytes that make a connection worth it, though it failed
+USED = 60.0  # seconds between notes that a file is in use
+CHANGED = "the remote file has changed under the same name, or its copy there is damaged: publish the whole set again"
+
+
+@dataclass
+class _InUse:
+    """An open file, and when the cache was told last that it is in use (monotonic seconds)."""
+
+    file: OpenFile
+    noted: float
+
+
+class RemoteStore:
+    """See ``shards.store.Store``."""
+
+    def __init__(self, url: str, settings: CacheSettings) -> None:
+        """Raises UserError where nothing here can read such a URL."""
+        self.name, self._settings = url.rstrip("/"), settings
+        self._source: Source = source_at(self.name, settings.timeout)
+        self._cache = Cache(settings)
+        self._open: Recent[_InUse] = Recent(KEPT)
+        self._plan: deque[File] = deque()
+        self._fetchers, self._process = 0, os.getpid()
+
+    def __reduce__(self) -> tuple[type[RemoteStore], tuple[str, CacheSettings]]:
+        return type(self), (self.name, self._settings)
+
+    def small(self, path: str, most: int) -> bytes:
+        """See ``Store.small``."""
+        where = f"{self.name}/{path}"
+        data = bytearray()
+
+        def take(stream: Stream) -> None:
+            data.clear()
+            while piece := stream.more():
+                data.extend(piece)
+                if len(data) > most:
+                    raise FormatError(where, f"larger than {most} bytes")
+            if stream.total is not None and len(data) < stream.total:
+                raise FaultError(f"connection cut after {len(data)} of {stream.total} bytes")
+
+        try:
+            self._persist(where, lambda: (path, 0), take)
+        except MissingError as error:
+            raise UserError(
+                f"no {path} found in {self.name} ({error}); expected a shard set: check the address"
+            ) from error
+        return bytes(data)
+
+    def whole(self, file: File) -> bytes:
+        """See ``Store.whole``."""
+        for _ in range(2):
+            data = self._opened(file).read(0, file.bytes)
+            if hashlib.sha256(data).hexdigest() == file.sha256:
+                return data
+            self._cache.drop(file)  # rotten on our disk
+        raise FormatError(self._cache.path(file), "what is written there comes back changed: the disk is failing")
+
+    def range(self, file: File, offset: int, length: int) -> bytes:
+        """See ``Store.range``."""
+        now = time.monotonic()
+        kept = self._open.get(file.sha256)
+        if kept is None:
+            kept = _InUse(self._opened(file), now)
+            self._open.put(file.sha256, kept)
+        elif now - kept.noted > USED:
+            kept.noted = now
+            with suppress(OSError):
+                os.utime(kept.file.fd)
+        return kept.file.read(offset, length)
+
+    def local(self, file: File) -> Path:
+        """See ``Store.local``."""
+        self.range(file, 0, 0)
+        return self._cache.path(file)
+
+    def check(self, file: File) -> str | None:
+        """See ``Store.check``; a copy that is damaged here is fetched again."""
+        try:
+            if self._opened(file).sha256() != file.sha256:
+                self._cache.drop(file)
+                self._open.drop(file.sha256)
+                self._opened(file)
+        except SegshardsError as error:
+            return str(error)
+        return None
+
+    def ahead(self, files: Sequence[File]) -> None:
+        """See ``Store.ahead``: as many as fill half of the cache, by threads of their own."""
+        plan: deque[File] = deque()
+        with suppress(OSError):
+            plan.extend(_first(files, self._cache.most // 2))
+        with LOCK:
+            self._plan = plan
+            if self._process != os.getpid():  # forked: the threads have stayed behind
+                self._fetchers, self._process = 0, os.getpid()
+            while self._fetchers < min(FETCHERS, len(self._plan)):
+                self._fetchers += 1
+                threading.Thread(target=_fetch_ahead, args=(weakref.ref(self),), daemon=True, name="fetch").start()
+
+    def _opened(self, file: File) -> OpenFile:
+        return self._cache.open(file, lambda part: self._fetch(file, part))
+
+    def _fetch(self, file: File, part: Part) -> None:
+        """Bring a part to be the file. What has come is kept where a connection fails, and not where content differs.
+
+        Raises:
+            FormatError: no such file, or other content than the manifest says.
+            UserError: refused, or the connection keeps failing.
+            OSError: of the cache folder.
+        """
+        where = f"{self.name}/{file.path}"
+        resumed = part.length > 0
+        if part.length > file.bytes:
+            part.restart()
+        try:
+            if part.length < file.bytes:
+                self._persist(where, lambda: (file.path, part.length), lambda stream: self._take(file, part, stream))
+            if part.sha256 != file.sha256:
+                raise ChangedError(f"sha256 {part.sha256[:12]}... found; the manifest has {file.sha256[:12]}...")
+        except MissingError as error:
+            part.restart()
+            reason = f"not found ({error}); the manifest names it: publish the whole set again"
+            raise FormatError(where, reason) from error
+        except ChangedError as error:
+            part.restart()
+            if not resumed:
+                raise FormatError(where, f"{error}: {CHANGED}") from error
+            self._fetch(file, part)  # what had come before may have been of another file
+
+    def _take(self, file: File, part: Part, stream: Stream) -> None:
+        """Append what comes; raises FaultError, ChangedError."""
+        if stream.total is not None and stream.total != file.bytes:
+            raise ChangedError(f"{stream.total} bytes found; the manifest has {file.bytes}")
+        if stream.start != part.length:
+            part.restart()  # a server without ranges
+        began, before = time.monotonic(), part.length
+        while data := stream.more():
+            if part.length + len(data) > file.bytes:
+                raise ChangedError(f"more than {file.bytes} bytes found; the manifest has {file.bytes}")
+            part.append(data)
+            took = time.monotonic() - began
+            if took > self._settings.timeout:
+                if part.length - before < SLOWEST * took:
+                    raise FaultError(f"only {part.length - before} bytes came in {took:.0f} s")
+                began, before = time.monotonic(), part.length
+        if part.length < file.bytes:
+            raise FaultError(f"connection cut after {part.length} of {file.bytes} bytes")
+
+    def _persist(self, where: str, place: Callable[[], tuple[str, int]], take: Callable[[Stream], None]) -> None:
+        """Connect at a place and take what comes, again after faults, as long as it helps.
+
+        Raises:
+            UserError: refused, or ``retries`` connections in a row got no further than those before them.
+            MissingError, ChangedError: as they come.
+        """
+        failed, furthest = 0, -1
+        while True:
+            path, start = place()
+            try:
+                with self._source.read(path, start) as stream:
+                    take(stream)
+                return
+            except RefusedError as error:
+                raise UserError(f"{where}: refused ({error}): {_REMEDY_REFUSED}") from error
+            except FaultError as error:
+                reached = place()[1]
+                failed = 1 if furthest >= 0 and reached >= furthest + FURTHER else failed + 1
+                furthest = max(furthest, reached)
+                if failed > self._settings.retries:
+                    tried = f"{failed} tries" if failed > 1 else "1 try"
+                    raise UserError(f"{where}: {error}, after {tried}: {_REMEDY_FAULT}") from error
+            time.sleep(min(self._settings.pause * 2 ** (failed - 1), self._settings.timeout))
+
+
+_REMEDY_REFUSED = "give a URL that this machine may read, signed or public, or credentials where fsspec looks for them"
+_REMEDY_FAULT = "check the address and the network, then run the same again; what has come so far is kept"
+
+
+def _first(files: Sequence[File], most: int) -> list[File]:
+    """The first files, of ``most`` bytes together at most."""
+    found, total = [], 0
+    for file in files:
+        total += file.bytes
+        if total > most:
+            break
+        found.append(file)
+    return found
+
+
+def _fetch_ahead(reference: weakref.ref[Any]) -> None:
+    """A thread: fetch what is planned, one file after the other, until there is nothing or nobody is interested."""
+    while (store := reference()) is not None:
+        with LOCK:
+            if not store._plan:
+                store._fetchers -= 1
+                return
+            file = store._plan.popleft()
+        with suppress(SegshardsError, OSError):  # whoever reads the file hears of it
+            store._opened(file)
+        del store

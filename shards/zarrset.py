@@ -1,0 +1,295 @@
+"""Samples in a Zarr v3 store, read by number; ``shards.arrays`` says how they lie there.
+
+Arrays whose metadata is exactly what we write are read by ranges, as tar shards are: one read a member. Any other
+valid layout goes through zarr-python. Either way files are those that the manifest names, reached through a ``Store``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from shards.arrays import MAX_CHUNK, MEMBERS
+from shards.codec import image_suffix
+from shards.errors import FormatError, SegshardsError
+from shards.recent import Recent
+from shards.store import Store
+from shards.tar import MAX_MEMBER, check_key
+
+if TYPE_CHECKING:
+    from shards.manifest import File, ScaleSet
+
+INDEX_BYTES = 4 << 20  # of shard indexes used last
+ABSENT = (1 << 64) - 1  # in a shard's index: a chunk of zeros, not written
+U64 = npt.NDArray[np.uint64]
+
+
+class Bytes(Protocol):
+    """A long array of bytes."""
+
+    length: int
+
+    def read(self, start: int, end: int) -> bytes:
+        """Its bytes from start to end; raises FormatError."""
+
+    def files(self, start: int, end: int) -> list[File]:
+        """The files that hold them."""
+
+
+class ZarrReader:
+    """Access by number; the store is opened at first use, so it can be sent to other processes."""
+
+    def __init__(self, store: Store, part: ScaleSet, samples: int) -> None:
+        self._store, self._samples = store, samples
+        self._below = f"{part.store}/"
+        self._files = {file.path.removeprefix(self._below): file for file in part.files}
+        self.name = f"{store.name}/{part.store}"
+        self._arrays: dict[str, tuple[U64, Bytes]] = {}  # member -> offsets [samples + 1], data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}}
+
+    def keys(self) -> list[str]:
+        """All keys in order; raises FormatError."""
+        offsets, data = self._opened().get("key", (None, None))
+        if offsets is None or data is None:
+            raise FormatError(self.name, "holds no member 'key'")
+        text, ends = data.read(0, int(offsets[-1])), offsets.tolist()
+        return [self._key(text[start:end]) for start, end in pairwise(ends)]
+
+    def members(self, i: int) -> dict[str, bytes]:
+        """suffix -> bytes of sample i; raises FormatError."""
+        found = {name: self._member(name, i) for name in self._opened() if name != "key"}
+        members = {name: data for name, data in found.items() if data}
+        if "image" in members:
+            image = members.pop("image")
+            members = {image_suffix(image, self.name): image, **members}
+        return members
+
+    def where(self, i: int) -> str:
+        """What messages call sample i: its store and its key."""
+        return f"{self.name} sample {self._key(self._member('key', i))}"
+
+    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
+        """Have the files of these samples fetched in this order; the first call waits for the few small ones."""
+        wanted: dict[str, File] = {}
+        with suppress(SegshardsError):  # whoever reads the samples hears of it
+            for i in indices:
+                for offsets, data in self._opened().values():
+                    wanted.update((file.path, file) for file in data.files(int(offsets[i]), int(offsets[i + 1])))
+        self._store.ahead(list(wanted.values()))
+
+    def _opened(self) -> dict[str, tuple[U64, Bytes]]:
+        if not self._arrays:
+            names = sorted({path.partition("/")[0] for path in self._files if "/" in path})
+            unknown = set(names) - {"key", *MEMBERS}
+            if unknown or "zarr.json" not in self._files:
+                raise FormatError(self.name, f"is no Zarr v3 store of samples: {', '.join(unknown) or 'no zarr.json'}")
+            self._store.ahead([f for path, f in self._files.items() if "/data/c/" not in path])
+            self._store.whole(self._files["zarr.json"])
+            self._arrays = {name: self._array(name) for name in names}
+        return self._arrays
+
+    def _array(self, name: str) -> tuple[U64, Bytes]:
+        """Offsets and data of a member; raises FormatError."""
+        stored = self._plain_offsets(name)
+        data: Bytes | None = self._plain_data(name)
+        if stored is None or data is None:
+            from shards.foreign import open_foreign  # here: zarr takes longer to import than all the rest
+
+            stored, data = open_foreign(self._store, self._files, self.name, name)
+        if len(stored) != self._samples + 1:
+            raise FormatError(self.name, f"{name}: arrays of the wrong type or length")
+        if stored[0] != 0 or (stored[1:] < stored[:-1]).any() or stored[-1] > data.length:
+            raise FormatError(self.name, f"{name}: offsets do not rise or leave the data")
+        return stored, data
+
+    def _plain_offsets(self, name: str) -> U64 | None:
+        """The offsets of a member where they are stored as we do, else None."""
+        found = self._metadata(f"{name}/offsets", _OFFSETS)
+        if found is None:
+            return None
+        (length,), (chunk,) = found
+        if length != self._samples + 1 or not 0 < chunk <= MAX_CHUNK:
+            raise FormatError(self.name, f"{name}: arrays of the wrong type or length")
+        offsets = np.zeros(-(-length // chunk) * chunk, np.uint64)
+        for number in range(len(offsets) // chunk):
+            file = self._files.get(f"{name}/offsets/c/{number}")
+            if file is not None:
+                data = self._store.range(file, 0, 8 * chunk)
+                if len(data) != 8 * chunk:
+                    raise FormatError(f"{self._store.name}/{file.path}", "holds no whole chunk", name)
+                offsets[number * chunk : (number + 1) * chunk] = np.frombuffer(data, "<u8")
+        return offsets[:length]
+
+    def _plain_data(self, name: str) -> PlainBytes | None:
+        """The data of a member where it is stored as we do, else None."""
+        found = self._metadata(f"{name}/data", _DATA)
+        if found is None or _crc32c() is None:
+            return None
+        (length,), (shard,), (chunk,) = found
+        if not 0 < chunk <= MAX_CHUNK:
+            raise FormatError(self.name, f"{name}: chunks of more than {MAX_CHUNK} entries")
+        if not 0 < shard <= MAX_CHUNK * chunk or shard % chunk:
+            raise FormatError(self.name, f"{name}: chunks that do not fill a shard")
+        return PlainBytes(self._store, self._files, f"{name}/data", length, shard, chunk)
+
+    def _metadata(self, array: str, expected: Any) -> tuple[list[int], ...] | None:
+        """The numbers in an array's metadata where all the rest is as expected, else None; raises FormatError."""
+        file = self._files.get(f"{array}/zarr.json")
+        if file is None:
+            raise FormatError(self.name, f"cannot be opened as a Zarr v3 store (no {array})")
+        try:
+            found: list[list[int]] = []
+            same = _match(msgspec.json.decode(self._store.whole(file)), expected, found)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise FormatError(f"{self._store.name}/{file.path}", "is not Zarr v3 metadata") from error
+        return tuple(found) if same else None
+
+    def _member(self, name: str, i: int) -> bytes:
+        offsets, data = self._opened()[name]
+        start, end = int(offsets[i]), int(offsets[i + 1])
+        if end - start > MAX_MEMBER:
+            raise FormatError(self.name, f"{name}: sample {i} has {end - start} bytes")
+        try:
+            return data.read(start, end)
+        except FormatError as error:
+            raise FormatError(error.path, error.reason, f"{name} of sample {i}") from error
+
+    def _key(self, data: bytes) -> str:
+        try:
+            return check_key(data.decode())
+        except (UnicodeDecodeError, SegshardsError) as error:
+            raise FormatError(self.name, "holds a key that is not one") from error
+
+
+class PlainBytes:
+    """A uint8 array of uncompressed chunks, gathered in shards with an index at their end."""
+
+    def __init__(self, store: Store, files: Mapping[str, File], path: str, length: int, shard: int, chunk: int) -> None:
+        self._store, self._files, self._path = store, files, path
+        self.length, self._shard, self._chunk = length, shard, chunk
+        self._indexes: Recent[U64] = Recent(INDEX_BYTES)
+
+    def read(self, start: int, end: int) -> bytes:
+        """See ``Bytes.read``."""
+        parts = []
+        while start < end:
+            number, low = divmod(start, self._shard)
+            high = min(self._shard, low + end - start)
+            file = self._files.get(f"{self._path}/c/{number}")
+            parts.append(self._of_shard(file, low, high) if file else bytes(high - low))
+            start += high - low
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def files(self, start: int, end: int) -> list[File]:
+        """See ``Bytes.files``."""
+        numbers = range(start // self._shard, -(-end // self._shard))
+        return [file for n in numbers if (file := self._files.get(f"{self._path}/c/{n}"))]
+
+    def _of_shard(self, file: File, low: int, high: int) -> bytes:
+        """Bytes of one shard: at once where its chunks lie one after the other, as they do unless some are zeros."""
+        chunk, index = self._chunk, self._index(file)
+        first, last = low // chunk, (high - 1) // chunk
+        at, to = int(index[first]), int(index[last])
+        if ABSENT not in (at, to) and to - at == (last - first) * chunk and self._in_order(index[first : last + 1]):
+            return self._exactly(file, at + low - first * chunk, high - low)
+        parts = []
+        while low < high:
+            number, begin = divmod(low, chunk)
+            length = min(chunk - begin, high - low)
+            at = int(index[number])
+            parts.append(bytes(length) if at == ABSENT else self._exactly(file, at + begin, length))
+            low += length
+        return b"".join(parts)
+
+    def _in_order(self, places: U64) -> bool:
+        return len(places) < 3 or bool((np.diff(places) == self._chunk).all())
+
+    def _exactly(self, file: File, offset: int, length: int) -> bytes:
+        data = self._store.range(file, offset, length)
+        if len(data) != length:
+            raise FormatError(f"{self._store.name}/{file.path}", "ends early: truncated")
+        return data
+
+    def _index(self, file: File) -> U64:
+        """Where each chunk of a shard begins, uint64 [chunks]; ABSENT where it is not written."""
+        index = self._indexes.get(file.path)
+        if index is not None:
+            return index
+        count = self._shard // self._chunk
+        size, where = 16 * count + 4, f"{self._store.name}/{file.path}"
+        if file.bytes < size:
+            raise FormatError(where, "too short for its index")
+        data = self._exactly(file, file.bytes - size, size)
+        pairs = np.frombuffer(data, "<u8", 2 * count).reshape(count, 2)  # [chunks, (begin, bytes)]
+        written = pairs[:, 0] != ABSENT
+        inside = (pairs[:, 0] <= file.bytes - size) & (pairs[:, 0] + np.uint64(self._chunk) <= file.bytes - size)
+        checksum = _crc32c()
+        if checksum is None or checksum(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise FormatError(where, "checksum of its index differs: damaged")
+        if not (inside & (pairs[:, 1] == self._chunk))[written].all():
+            raise FormatError(where, "its index does not fit the chunks")
+        index = pairs[:, 0].astype(np.uint64)
+        self._indexes.put(file.path, index, index.nbytes)
+        return index
+
+
+def _crc32c() -> Callable[[bytes], int] | None:
+    """The checksum that Zarr's shard indexes carry; zarr-python brings it, in the versions known so far."""
+    try:
+        from google_crc32c import value
+    except ImportError:
+        return None
+    checksum: Callable[[bytes], int] = value
+    return checksum
+
+
+def _match(found: Any, expected: Any, numbers: list[list[int]]) -> bool:
+    """Whether JSON is as expected; where NUMBER is expected, one whole number in a list, which is collected."""
+    if expected is NUMBER:
+        fits = isinstance(found, list) and len(found) == 1 and type(found[0]) is int and 0 <= found[0] < 1 << 62
+        if fits:
+            numbers.append(found)
+        return fits
+    if isinstance(expected, dict):
+        same = isinstance(found, dict) and found.keys() == expected.keys()
+        return same and all(_match(found[name], value, numbers) for name, value in expected.items())
+    if isinstance(expected, list):
+        same = isinstance(found, list) and len(found) == len(expected)
+        return same and all(_match(one, other, numbers) for one, other in zip(found, expected, strict=True))
+    return bool(found == expected and type(found) is type(expected))
+
+
+def _expected(kind: str, codecs: list[Any]) -> dict[str, Any]:
+    """The metadata of a plain array of one dimension, its length and its chunks left open, in this order."""
+    return {
+        "shape": NUMBER,
+        "data_type": kind,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": NUMBER}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": codecs,
+        "attributes": {},
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+
+
+NUMBER = object()
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+_SHARDS = {
+    "chunk_shape": NUMBER,
+    "codecs": [{"name": "bytes"}],
+    "index_codecs": [_LITTLE, {"name": "crc32c"}],
+    "index_location": "end",
+}
+_OFFSETS = _expected("uint64", [_LITTLE])
+_DATA = _expected("uint8", [{"name": "sharding_indexed", "configuration": _SHARDS}])

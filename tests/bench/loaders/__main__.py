@@ -32,7 +32,7 @@ from tests.bench.loaders.tables import machine, ratio_of, report, version_lines
 BATCH = 16
 CORES = 2
 LIMIT = 600  # seconds of a run
-QUICK = {"streets": 96, "thousand": 1000}
+SCENES, QUICK_SCENES = 416, 224
 
 
 def main() -> None:
@@ -67,11 +67,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="5, or 2 with --quick")
     parser.add_argument("--only", type=_names, default=(), help=", ".join(contest.name for contest in CONTESTS))
     parser.add_argument("--peers", type=_names, default=(), help=", ".join(peer.name for peer in PEERS))
-    parser.add_argument("--samples", type=int, help="street scenes; 416, or 96 with --quick")
+    parser.add_argument("--samples", type=int, help="street scenes; 416, or 224 with --quick")
     parser.add_argument("--quick", action="store_true", help="few samples and rounds: rough figures")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
-    arguments.samples = arguments.samples or (QUICK["streets"] if arguments.quick else 416)
+    arguments.samples = arguments.samples or (QUICK_SCENES if arguments.quick else SCENES)
     known = {*(contest.name for contest in CONTESTS), *BY_NAME}
     unknown = [name for name in (*arguments.only, *arguments.peers) if name not in known]
     if unknown:

@@ -2,8 +2,10 @@
 
     PYTHONPATH=. .bench/grain/bin/python -m tests.bench.loaders.runner '{"task": "read", "peer": "grain", ...}'
 
-An epoch is read once, batch by batch; nothing is done with a batch but a checksum of some of its labels. The rate
-leaves out the first batches, and so the start of workers; the first batch is timed from the process's own start.
+An epoch is read once, batch by batch; nothing is done with a batch but a checksum of some of its labels. The rate is
+that between two batches at which all workers are busy: past the start, and before the last batches, which are ready or
+under way by then (at the end a rate would count what was done before the clock started). The distance is a multiple of
+six, since batches of two or three workers come in bursts. The first batch is timed from the start of the process.
 """
 
 from __future__ import annotations
@@ -22,23 +24,32 @@ from typing import Any  # noqa: E402
 
 from tests.bench.loaders.work import Job, label_sum  # noqa: E402
 
-WARM_UP = 4  # batches before the clock of the rate starts
+WARM_UP = 4  # batches before the clock of the rate starts, and at least as many after it has stopped
+BURST = 6  # divisible by any number of workers that is tried
 MARKS = (0.1, 0.5, 1.0)  # shares of the epoch at which memory is read
 TOKEN = "RESULT "
+
+
+def window(batches: int) -> tuple[int, int]:
+    """After which batches (from 1) the clock of the rate starts and stops."""
+    bursts = (batches - 2 * WARM_UP) // BURST
+    return (WARM_UP, WARM_UP + bursts * BURST) if bursts > 0 else (1, batches)
 
 
 def measure(batches: Iterable[Any], job: Job, total: int) -> dict[str, Any]:
     """Read an epoch and say how that went; `total` samples are expected.
 
     Returns:
-        samples; seconds and rate (samples/s) after the warm-up; first (seconds from the start of the process to the
-        first batch); checksum; memory {share of the epoch: MB}; batch_mb (of one batch).
+        samples; checksum; first (seconds from the start of the process to the first batch); memory {share of the
+        epoch: MB}; batch_mb (of one batch); and between the two ends of `window`: seconds, rate (samples/s) and
+        cpu_ms (of all processes, for a sample).
     """
-    begin = end = time.perf_counter()
     found: dict[str, Any] = {"samples": 0, "checksum": 0.0, "memory": {}}
-    marks, from_sample = list(MARKS), 0
-    for number, (images, labels) in enumerate(batches):
-        if number == 0:
+    marks, ends, seen = list(MARKS), window(-(-total // job.batch)), []
+    for number, (images, labels) in enumerate(batches, 1):
+        if number in ends:
+            seen.append((time.perf_counter(), found["samples"] + len(images), cpu_seconds()))
+        if number == 1:
             found["first"] = time.time() - (job.spawned or STARTED)
             found["batch_mb"] = (size_of(images) + size_of(labels)) / 1e6
         found["samples"] += len(images)
@@ -47,12 +58,11 @@ def measure(batches: Iterable[Any], job: Job, total: int) -> dict[str, Any]:
             return found
         while marks and found["samples"] >= marks[0] * total:
             found["memory"][str(marks.pop(0))] = memory_mb()
-        end = time.perf_counter()
-        if number == WARM_UP - 1:
-            begin, from_sample = end, found["samples"]
-    counted = found["samples"] - from_sample
+    (begin, first, used), (end, last, used_then) = seen[0], seen[-1]
     found["seconds"] = end - begin
-    found["rate"] = counted / found["seconds"] if counted else 0.0
+    if last > first:
+        found["rate"] = (last - first) / found["seconds"]
+        found["cpu_ms"] = 1000 * (used_then - used) / (last - first)
     return found
 
 
@@ -69,6 +79,23 @@ def memory_mb() -> float | None:
         return sum(_pss(pid) for pid in _family(os.getpid())) / 1e6
     except OSError:
         return None
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and those below it; of this one alone where /proc does not tell of others."""
+    try:
+        return sum(_ticks(pid) for pid in _family(os.getpid())) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return time.process_time()
+
+
+def _ticks(pid: int) -> int:
+    """User and system time in clock ticks; 0 for a process that has just ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _family(pid: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,23 +20,18 @@ def contest_table(contest: Contest, scores: Scores) -> str:
     base = scores.best(contest).get(contest.base)
     ours = scores.value(contest, base) if base else None
     rows = [_row(contest, scores, label, rival, ours) for label, rival in ranked]
-    head = ["", "setting", unit, "lowest to highest", "rounds", "times ours"]
+    head = ["", "setting", unit, "lowest to highest", "rounds", "CPU ms a sample", "times ours"]
     return f"### {contest.title}\n\n{markdown(head, rows)}\n\n{verdict(contest, scores)}"
 
 
 def _row(contest: Contest, scores: Scores, label: str, rival: Rival, ours: float | None) -> list[object]:
-    name = "first" if contest.first else "rate"
-    values = [run[name] for run in scores.runs[contest.name, rival]]
+    runs = scores.runs[contest.name, rival]
+    values = [run["first" if contest.first else "rate"] for run in runs]
+    cpu = [run["cpu_ms"] for run in runs if "cpu_ms" in run]
     middle = scores.value(contest, rival) or 0.0
-    share = f"{middle / ours:.2f}" if ours else "-"
-    return [
-        label,
-        rival.setting,
-        _number(middle),
-        f"{_number(min(values))} to {_number(max(values))}",
-        len(values),
-        share,
-    ]
+    spread = f"{_number(min(values))} to {_number(max(values))}"
+    spent = f"{statistics.median(cpu):.1f}" if cpu else "-"
+    return [label, rival.setting, _number(middle), spread, len(runs), spent, f"{middle / ours:.2f}" if ours else "-"]
 
 
 def verdict(contest: Contest, scores: Scores) -> str:

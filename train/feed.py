@@ -37,7 +37,7 @@ from train.stream import Failure, Positioned
 
 GRACE_SECONDS = 60  # what a data worker that was told to end gets for it
 WORTH = 0.8
-TRIED = 0.25  # seconds that one thread may take for the samples that "auto" tries
+TRIED = 0.15  # seconds that one thread may take, about, for the samples that "auto" tries
 Kind = Literal["threads", "processes"]
 Sent = tuple[Batch, torch.cuda.Event | None]
 
@@ -174,7 +174,7 @@ def choose(stream: Positioned, sampler: Iterable[list[int]]) -> Choice:
 
 
 def speedup(stream: Positioned, positions: Sequence[int], threads: int) -> float:
-    """How many times as fast as one thread several are with the samples at some positions: the better of two tries each
+    """How many times as fast as one thread several are with the samples at some positions: the best of three tries each
     (0 where there is nothing to try, or a sample fails)."""
 
     def seconds(count: int, of: Sequence[int]) -> float:
@@ -189,7 +189,7 @@ def speedup(stream: Positioned, positions: Sequence[int], threads: int) -> float
         seconds(1, positions[:1])  # what happens once: kernels are compiled, files opened
         each = seconds(1, positions[:1])
         some = positions[: max(2 * threads, min(len(positions), int(TRIED / max(each, 1e-9))))]
-        tries = [(seconds(threads, some), seconds(1, some)) for _ in range(2)]
+        tries = [(seconds(threads, some), seconds(1, some)) for _ in range(3)]
     except SegshardsError:  # the loop meets it at its place
         return 0.0
     return min(one for _, one in tries) / max(min(many for many, _ in tries), 1e-9)

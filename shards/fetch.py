@@ -148,15 +148,19 @@ class FsspecSource:
     def __init__(self, url: str) -> None:
         import fsspec  # here: sets in a folder never need it
 
-        scheme = url.partition(":")[0]
+        scheme, plain = url.partition(":")[0], url.partition("?")[0]
         try:
             self._files, self._root = fsspec.url_to_fs(url)
         except ImportError as error:
             extra = EXTRAS.get(scheme)
             remedy = f"pip install 'segshards[{extra}]'" if extra else _line(error)
-            raise UserError(f"{url}: {scheme}:// needs a package that is not installed: {remedy}") from error
+            raise UserError(
+                f"{url.partition('?')[0]}: {scheme}:// needs a package that is not installed: {remedy}"
+            ) from error
         except Exception as error:
-            raise UserError(f"{url} cannot be opened ({_line(error)}); expected a URL that fsspec knows") from error
+            raise UserError(
+                f"{url.partition('?')[0]} cannot be opened ({_line(error)}); expected a URL that fsspec knows"
+            ) from error
 
     def read(self, path: str, start: int) -> Stream:
         """See ``Source.read``."""

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +48,16 @@ class RemoteStore:
 
     def __init__(self, url: str, settings: CacheSettings) -> None:
         """Raises UserError where nothing here can read such a URL."""
-        self.name, self._settings = url.rstrip("/"), settings
-        self._source: Source = source_at(self.name, settings.timeout)
+        self.name = url.partition("?")[0].rstrip("/")  # what follows may be a secret
+        self._url, self._settings = url, settings
+        self._source: Source = source_at(url, settings.timeout)
         self._cache = Cache(settings)
         self._open: Recent[_InUse] = Recent(KEPT)
         self._plan: deque[File] = deque()
         self._fetchers, self._process = 0, os.getpid()
 
     def __reduce__(self) -> tuple[type[RemoteStore], tuple[str, CacheSettings]]:
-        return type(self), (self.name, self._settings)
+        return type(self), (self._url, self._settings)
 
     def small(self, path: str, most: int) -> bytes:
         """See ``Store.small``."""
@@ -65,7 +66,7 @@ class RemoteStore:
 
         def take(stream: Stream) -> None:
             data.clear()
-            while piece := stream.more():
+            for piece in self._pieces(stream):
                 data.extend(piece)
                 if len(data) > most:
                     raise FormatError(where, f"larger than {most} bytes")
@@ -167,18 +168,24 @@ class RemoteStore:
             raise ChangedError(f"{stream.total} bytes found; the manifest has {file.bytes}")
         if stream.start != part.length:
             part.restart()  # a server without ranges
-        began, before = time.monotonic(), part.length
-        while data := stream.more():
+        for data in self._pieces(stream):
             if part.length + len(data) > file.bytes:
                 raise ChangedError(f"more than {file.bytes} bytes found; the manifest has {file.bytes}")
             part.append(data)
-            took = time.monotonic() - began
-            if took > self._settings.timeout:
-                if part.length - before < SLOWEST * took:
-                    raise FaultError(f"only {part.length - before} bytes came in {took:.0f} s")
-                began, before = time.monotonic(), part.length
         if part.length < file.bytes:
             raise FaultError(f"connection cut after {part.length} of {file.bytes} bytes")
+
+    def _pieces(self, stream: Stream) -> Iterator[bytes]:
+        """What comes; raises FaultError where too little does."""
+        began, came = time.monotonic(), 0
+        while data := stream.more():
+            yield data
+            came += len(data)
+            took = time.monotonic() - began
+            if took > self._settings.timeout:
+                if came < SLOWEST * took:
+                    raise FaultError(f"only {came} bytes came in {took:.0f} s")
+                began, came = time.monotonic(), 0
 
     def _persist(self, where: str, place: Callable[[], tuple[str, int]], take: Callable[[Stream], None]) -> None:
         """Connect at a place and take what comes, again after faults, as long as it helps.

@@ -1,0 +1,417 @@
+"""Shard sets at URLs: the same bytes as in a folder, whatever the network does, or one line that says what it did."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+import sys
+import time
+
+import fsspec
+import pytest
+
+import shards
+from shards import FormatError, SegshardsError, UserError
+from shards.cache import CacheSettings
+from shards.loader import Loader
+from shards.manifest import publish
+from shards.store import as_place, open_store
+from shards.verify import verify
+from tests.shards.build import SCALES, build
+from tests.shards.server import Server, Trouble
+
+TAR = "train/1-2/train-1-2-00001.tar"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """Settings that give up quickly."""
+    return CacheSettings(tmp_path / "cache", timeout=0.3, retries=2, pause=0.001)
+
+
+@pytest.fixture
+def server(tar_set):
+    with Server(tar_set) as running:
+        yield running
+
+
+def open_half(server, settings, split="train"):
+    return shards.open(server.url, split=split, scale="1/2", cache=settings)
+
+
+def members_of(folder, split="train", scale="1/2"):
+    ds = shards.open(folder, split=split, scale=scale)
+    return [ds.members(i) for i in range(len(ds))]
+
+
+def kept(settings):
+    """Names in the cache, but for its lock."""
+    return sorted(p.name for p in settings.folder.iterdir() if p.name != "lock") if settings.folder.exists() else []
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_equal_to_the_folder(shard_set, quick, split, scale):
+    with Server(shard_set) as server:
+        ds = shards.open(server.url, split=split, scale=scale, cache=quick)
+        assert ds.keys() == shards.open(shard_set, split=split, scale=scale).keys()
+        assert [ds.members(i) for i in range(len(ds))] == members_of(shard_set, split, scale)
+        assert ds[2].key == ds.keys()[2]
+        paths = [asked.path for asked in server.asked]
+    assert len(paths) == len(set(paths))  # nothing twice
+    assert all(path == "manifest.json" or path.startswith(f"{split}/{scale.replace('/', '-')}/") for path in paths)
+
+
+def test_other_file_systems_of_fsspec(shard_set, quick):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shard_set), "/sets/tiny", recursive=True)
+    try:
+        ds = shards.open("memory://sets/tiny", split="train", scale="1/4", cache=quick)
+        assert [ds.members(i) for i in range(5)] == members_of(shard_set, scale="1/4")
+        with pytest.raises(UserError, match=r"no manifest\.json found in memory://sets/other"):
+            shards.open("memory://sets/other", split="train", cache=quick)
+    finally:
+        memory.rm("/sets", recursive=True)
+    ds = shards.open(f"file://{shard_set}", split="train", scale="1/4")
+    assert [ds.members(i) for i in range(5)] == members_of(shard_set, scale="1/4")
+
+
+def test_verify_reads_a_remote_set(shard_set, quick):
+    with Server(shard_set) as server:
+        store = open_store(server.url, quick)
+        assert list(verify(store)) == []
+        store.check(next(iter(shards.load_manifest(store).files)))
+        path = max(quick.folder.glob("?" * 64), key=lambda p: p.stat().st_size)
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert list(verify(open_store(server.url, quick))) == []  # fetched again
+        assert path.read_bytes() == data
+
+
+def test_a_second_opening_fetches_the_manifest_alone(server, quick):
+    ds = open_half(server, quick)
+    first = [ds.members(i) for i in range(5)]
+    asked = len(server.asked)
+    again = open_half(server, quick)
+    copy = pickle.loads(pickle.dumps(again))  # noqa: S301  # what a data loader does
+    assert [copy.members(i) for i in range(5)] == first
+    assert [one.path for one in server.asked[asked:]] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(("status", "kind", "says"), [(404, FormatError, "not found"), (403, UserError, "refused")])
+def test_files_that_the_server_will_not_give(server, quick, status, kind, says):
+    server.trouble = lambda path, before: Trouble(status) if path == TAR else None
+    ds = open_half(server, quick)
+    ds.members(0)
+    with pytest.raises(kind, match=rf"^{server.url}/{TAR}.*{says} \(HTTP {status} ") as caught:
+        ds.members(2)
+    assert "\n" not in str(caught.value)
+    assert server.times(TAR) == 1  # asking again would not help
+    assert not any("part" in name for name in kept(quick))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (Trouble(404), "no manifest.json found in http"),
+        (Trouble(403), "refused"),
+        (Trouble(500), "HTTP 500"),
+        (Trouble(cut=50), "connection cut after 50 of"),
+        (Trouble(stall=50), "nothing came for 0.3 s, after 3 tries"),
+    ],
+)
+def test_a_manifest_that_does_not_come(server, quick, trouble, says):
+    server.trouble = lambda path, before: trouble
+    with pytest.raises(UserError, match=says) as caught:
+        open_half(server, quick)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/set", "http://no-such-host.invalid/set"])
+def test_unreachable_hosts(quick, url, monkeypatch):
+    if "invalid" in url:  # no test asks a name server
+
+        def unknown(*_, **__):
+            raise socket.gaierror(-2, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match=r"no connection: .*after 3 tries: check the address"):
+            shards.open(url.format(port=free.getsockname()[1]), split="train", cache=quick)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("length", [True, False])
+def test_a_cut_connection_is_taken_up_where_it_ended(server, quick, ranges, length, tar_set):
+    size = (tar_set / TAR).stat().st_size
+    server.ranges, server.length = ranges, length
+    server.trouble = lambda path, before: Trouble(cut=[1000, 2000][before]) if path == TAR and before < 2 else None
+    assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+    starts = [one.start for one in server.asked if one.path == TAR]
+    assert starts == ([0, 1000, 3000] if ranges else [0, 0, 0])
+    assert server.sent(TAR) == (size if ranges else size + 3000)
+
+
+def test_a_connection_that_gets_further_is_not_counted_as_failed(server, quick, tar_set, monkeypatch):
+    monkeypatch.setattr("shards.remote.FURTHER", 1)
+    server.trouble = lambda path, before: Trouble(cut=500) if path == TAR else None
+    assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+    assert server.times(TAR) > quick.retries + 1
+
+
+def test_what_has_come_is_kept_for_the_next_run(server, quick, tar_set):
+    server.trouble = lambda path, before: Trouble(cut=2000 if before == 0 else 0) if path == TAR else None
+    with pytest.raises(UserError, match="connection cut after 2000 of"):
+        open_half(server, quick).members(2)
+    server.trouble = lambda path, before: None
+    assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+    assert server.sent(TAR) == (tar_set / TAR).stat().st_size
+
+
+def test_stalled_and_trickling_connections_end(server, quick, tar_set):
+    server.trouble = lambda path, before: Trouble(stall=1500) if path == TAR and before == 0 else None
+    assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+    assert [one.start for one in server.asked if one.path == TAR] == [0, 1500]
+    server.trouble = lambda path, before: Trouble(trickle=0.02) if path == slow else None
+    for slow, split in (("manifest.json", "train"), ("test/1-2/test-1-2-00000.tar", "test")):
+        with pytest.raises(UserError, match=rf"{slow}: only \d+ bytes came in 0 s, after 1 try"):
+            open_half(server, CacheSettings(quick.folder, timeout=0.1, retries=0), split).members(0)
+
+
+@pytest.mark.parametrize("change", ["other", "longer", "shorter"])
+@pytest.mark.parametrize("length", [True, False])
+def test_changed_content_is_an_error_and_never_kept(server, quick, tar_set, change, length):
+    data = (tar_set / TAR).read_bytes()
+    server.length = length
+    server.replaced[TAR] = {"other": bytes([data[0] ^ 1]) + data[1:], "longer": data + b"x", "shorter": data[:-512]}[
+        change
+    ]
+    ds = open_half(server, quick)
+    with pytest.raises(SegshardsError, match=rf"^{server.url}/{TAR}") as caught:
+        ds.members(2)
+    if change != "shorter" or length:  # a short answer without a length is a cut connection
+        assert isinstance(caught.value, FormatError)
+        assert "changed under the same name" in str(caught.value)
+        assert not any("part" in name for name in kept(quick))
+    del server.replaced[TAR]
+    assert ds.members(2) == members_of(tar_set)[2]
+
+
+@pytest.mark.parametrize("keep", [2000, 10**9])
+def test_no_mix_of_what_came_before_and_after_a_change(server, quick, tar_set, keep):
+    """A first part of other content (an old set, a torn disk, zeros after a power cut) is found, and fetched anew."""
+    file = shards.load_manifest(tar_set).splits["train"].scales["1/2"].shards[1]
+    quick.folder.mkdir()
+    (quick.folder / f"{file.sha256}-{file.bytes}.part").write_bytes(bytes(min(keep, file.bytes + 7)))
+    assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+    assert not any("part" in name for name in kept(quick))
+
+
+def test_a_set_published_anew_is_read_whole_or_not_at_all(tmp_path, quick):
+    """The old manifest with a new shard is an error; opening again reads the new set; nothing is ever mixed."""
+    build(tmp_path / "old")
+    build(tmp_path / "new", per_shard=3)
+    with Server(tmp_path / "old") as server:
+        ds = open_half(server, quick)
+        ds.members(0)
+        server.folder = tmp_path / "new"
+        with pytest.raises(FormatError, match="changed under the same name"):
+            ds.members(2)
+        assert ds.members(0) == members_of(tmp_path / "old")[0]
+        again = open_half(server, quick)
+        assert [again.members(i) for i in range(5)] == members_of(tmp_path / "new")
+
+
+def test_servers_that_answer_another_range_or_in_gzip(server, quick, monkeypatch):
+    server.trouble = lambda path, before: Trouble(cut=100, wrong_range=True) if path == TAR else None
+    with pytest.raises(UserError, match="another range than it was asked for"):
+        open_half(server, quick).members(2)
+
+
+def test_redirects_are_followed_to_the_web_only(server, quick, tmp_path):
+    from tests.shards.server import _Handler
+
+    class Redirecting(_Handler):
+        def do_GET(self):
+            if self.path.startswith("/elsewhere/"):
+                self.path = self.path.replace("/elsewhere/", "/data/")
+                return super().do_GET()
+            self.send_response(302)
+            self.send_header("Location", target + self.path.removeprefix("/data"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+
+    server._http.RequestHandlerClass = Redirecting
+    target = server.url.removesuffix("/data/set") + "/elsewhere"
+    assert len(open_half(server, quick).members(0)) == 3
+    target = f"ftp://127.0.0.1{tmp_path}"
+    with pytest.raises(UserError, match=r"no connection|refused"):
+        open_half(server, quick)
+
+
+def test_signed_urls_and_odd_paths(tmp_path, quick, tar_set):
+    copy = tmp_path / "a b"
+    shutil.copytree(tar_set, copy)
+    with Server(tmp_path) as server:
+        ds = shards.open(f"{server.url}/a%20b/?token=x%2Fy", split="train", scale="1/2", cache=quick)
+        assert ds.members(1) == members_of(tar_set)[1]
+        server.trouble = lambda path, before: Trouble(404)
+        with pytest.raises(FormatError, match="a%20b/train") as caught:
+            ds.members(3)
+        assert "token" not in str(caught.value)
+    with pytest.raises(UserError, match=r"a password found in the URL for host\.invalid"):
+        shards.open("https://me:secret@host.invalid/set", split="train", cache=quick)
+
+
+def test_packages_that_are_missing_are_named(quick, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for url, extra in (("s3://bucket/set", "s3"), ("gs://bucket/set", "gcs")):
+        with pytest.raises(
+            UserError, match=rf"needs a package that is not installed: pip install 'segshards\[{extra}\]'"
+        ):
+            shards.open(url, split="train", cache=quick)
+    with pytest.raises(UserError, match="expected a URL that fsspec knows"):
+        shards.open("nonsense://a/b", split="train", cache=quick)
+
+
+def test_urls_and_folders_are_told_apart(tmp_path):
+    for url in ("https://h/a", "s3://b/c", "memory://x", "simplecache::s3://b/c"):
+        assert as_place(url) == url
+    for folder in ("data/x", "/data/x", "C:\\data", "a:b", "http:/x"):
+        assert as_place(folder) == type(tmp_path)(folder)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+def sizes(folder, split="train", scale="1/2"):
+    return [shard.bytes for shard in shards.load_manifest(folder).splits[split].scales[scale].shards]
+
+
+def test_an_epoch_under_a_small_cap_gives_the_same_bytes(tar_set, server, tmp_path):
+    most = 2 * max(sizes(tar_set))
+    settings = CacheSettings(tmp_path / "cache", most=most, timeout=1, pause=0.001)
+    ds, local = open_half(server, settings), members_of(tar_set)
+    largest = 0
+    for i in [4, 0, 2, 1, 3, 0, 4, 2]:
+        ds = pickle.loads(pickle.dumps(ds))  # noqa: S301  # so that no file stays open
+        assert ds.members(i) == local[i]
+        largest = max(largest, sum(p.stat().st_size for p in settings.folder.iterdir()))
+    assert largest <= most
+    assert server.times(".tar") > 3  # some came twice
+
+
+def test_what_was_used_last_stays(tar_set, server, tmp_path):
+    a, b, c = (f"train/1-2/train-1-2-0000{n}" for n in range(3))
+    small = sum(s.index.bytes for s in shards.load_manifest(tar_set).splits["train"].scales["1/2"].shards)
+    settings = CacheSettings(tmp_path / "cache", most=sizes(tar_set)[0] + sizes(tar_set)[2] + small, pause=0.001)
+    for index, expected in ((0, {a}), (2, {b}), (4, {b, c})):
+        ds = open_half(server, settings)
+        ds.members(index)
+        for path in settings.folder.glob("?" * 64):  # as if it were an hour ago
+            os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+        held = {r.path.removesuffix(".tar") for r in ds._reader.part.shards if (settings.folder / r.sha256).exists()}
+        assert expected & held
+        assert f"train/1-2/train-1-2-0000{index // 2}" in held  # never what was just asked for
+
+
+def test_a_cap_smaller_than_a_file(server, tmp_path):
+    settings = CacheSettings(tmp_path / "cache", most=1000)
+    with pytest.raises(UserError, match=r"train-1-2-00000\.tar takes .* set SEGSHARDS_CACHE_GB") as caught:
+        open_half(server, settings).members(0)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_ahead_fetches_whole_shards_in_order(server, quick, tar_set, monkeypatch):
+    monkeypatch.setattr("shards.remote.FETCHERS", 1)
+    ds = open_half(server, quick)
+    ds.ahead([4, 0, 1])
+    deadline = time.monotonic() + 5
+    while server.times("00000.tar") == 0 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    paths = [one.path[-13:] for one in server.asked if one.path.endswith(".tar")]
+    assert paths == ["1-2-00002.tar", "1-2-00000.tar"]
+    assert ds.members(4) == members_of(tar_set)[4]
+    assert ds.members(1) == members_of(tar_set)[1]
+    assert server.times(".tar") == 2
+
+
+def test_reading_ahead_says_nothing_and_keeps_to_half_of_the_cache(server, tmp_path, tar_set):
+    server.trouble = lambda path, before: Trouble(404) if "index" in path else None
+    settings = CacheSettings(tmp_path / "cache", most=2 * sizes(tar_set)[0] + 2000, pause=0.001)
+    ds = open_half(server, settings)
+    ds.ahead(range(5))
+    deadline = time.monotonic() + 5
+    while not kept(settings) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.05)
+    assert server.times(".tar") == 1
+    with pytest.raises(FormatError, match="not found"):
+        ds.members(0)
+
+
+def test_a_loader_reads_a_remote_set_as_a_local_one(shard_set, quick):
+    with Server(shard_set) as server:
+        remote = shards.open(server.url, split="train", scale="1/2", cache=quick)
+        local = shards.open(shard_set, split="train", scale="1/2")
+        found, expected = (
+            [s.key for b in Loader(ds, batch=2, threads=2).epoch(1) for s in b] for ds in (remote, local)
+        )
+        assert found == expected
+        paths = [one.path for one in server.asked]
+    assert len(paths) == len(set(paths))
+
+
+def test_files_of_a_wrong_size_are_not_trusted(server, quick, tar_set):
+    open_half(server, quick).members(2)
+    file = shards.load_manifest(tar_set).splits["train"].scales["1/2"].shards[1]
+    path = quick.folder / file.sha256
+    path.write_bytes(path.read_bytes()[:100])
+    assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+    index = quick.folder / file.index.sha256
+    index.write_bytes(bytes(file.index.bytes))  # of the right size: an index is hashed whenever it is read
+    assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+
+
+def test_settings_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGSHARDS_CACHE", str(tmp_path / "there"))
+    monkeypatch.setenv("SEGSHARDS_CACHE_GB", "1.5")
+    assert CacheSettings.of() == CacheSettings(tmp_path / "there", 1_500_000_000)
+    assert CacheSettings.of(tmp_path).folder == tmp_path
+    for wrong in ("0", "-1", "many", "nan", "inf"):
+        monkeypatch.setenv("SEGSHARDS_CACHE_GB", wrong)
+        with pytest.raises(UserError, match="expected a number of gigabytes above 0"):
+            CacheSettings.of()
+    monkeypatch.delenv("SEGSHARDS_CACHE_GB")
+    monkeypatch.delenv("SEGSHARDS_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert CacheSettings.of() == CacheSettings(tmp_path / ".cache" / "segshards")
+
+
+def test_a_folder_needs_none_of_this(tar_set):
+    import subprocess
+
+    code = (
+        "import sys, shards; ds = shards.open(sys.argv[1], split='train'); ds[0]; ds.ahead([1]);"
+        "assert not {'fsspec', 'urllib.request', 'http.client', 'zarr', 'shards.remote'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tar_set)], check=True)
+
+
+def test_the_manifest_of_another_release_is_not_cached(tmp_path, quick):
+    """Opening reads the manifest that is there now, not one from the cache."""
+    manifest = build(tmp_path / "set")
+    with Server(tmp_path / "set") as server:
+        first = open_half(server, quick).manifest.digest
+        publish(manifest.model_copy(update={"title": "Changed"}), tmp_path / "set")
+        assert open_half(server, quick).manifest.digest != first

@@ -104,7 +104,9 @@ def _locate(name_or_path: str) -> Path:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise SettingsError(f"{path}: not a TOML file (nested too deep); correct it") from None
+    except ValueError as error:  # not TOML, not UTF-8, a number of thousands of digits
         raise SettingsError(f"{path}: not a TOML file ({error}); correct it") from None
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
@@ -158,7 +160,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _toml_value(text: str) -> object:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # ValueError: not TOML, or a number of thousands of digits
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
 

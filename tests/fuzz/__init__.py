@@ -1,0 +1,9 @@
+"""Fuzzing of everything that parses what others wrote: only typed errors may come out, soon, and within bounds.
+
+targets     each parser as a function of bytes, what it may raise, and honest inputs to start from
+mutate      bytes -> other bytes: flips, cuts, repeats, numbers and words that parsers trip over
+found/      one folder a target: inputs that once broke it, and a few that reach deep; all are tests for ever
+
+`pytest tests/fuzz` replays found/ and tries a bounded number of new inputs with hypothesis. The long road, coverage
+guided, is `python -m tests.fuzz soft --seconds 300`: it uses atheris where that is installed, else plain mutation.
+"""

@@ -1,0 +1,371 @@
+"""The parsers as functions of bytes, with the errors that each may raise."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from prep.build.journal import read_journal
+from prep.build.source import DIGEST_TEXT
+from prep.build.sources import decode_line
+from prep.build.state import BuildState
+from prep.class_file import read_class_file
+from prep.coco.annotation import annotation_runs, parse_annotations
+from prep.coco.elements import elements
+from prep.coco.index import load_index
+from prep.coco.runs import polygon_runs, rle_runs
+from prep.decode import decode_source
+from prep.indexed import decode_indices
+from prep.mapping.table import read_mapping
+from prep.matfile import as_ids, load_variable
+from prep.pairs import listed
+from prep.wnids.lists import _kaggle_row, _read, _tiny_row
+from prep.wnids.tarfiles import members
+from shards import soften
+from shards.codec import (
+    decode_hard,
+    decode_image,
+    decode_instances,
+    decode_meta,
+    decode_soft,
+    encode_hard,
+    encode_instances,
+    encode_meta,
+    encode_soft,
+    image_facts,
+)
+from shards.codec.image import ImageFormat, encode_image
+from shards.errors import SegshardsError
+from shards.index import decode_entry, decode_index, encode_index
+from shards.manifest import parse_manifest
+from shards.scale import Scale
+from shards.tar import TAR_END, IndexEntry, sample_blocks, scan, split_blocks
+from tests.fakes_cocolvis import box, compressed
+from tests.fakes_imagenet import tar_bytes
+from tests.fakes_voc_ade_coco import sbd_mat, stuff10k_mat
+from train.config import load_recipe
+
+Call = Callable[[bytes], object]
+FOUND = Path(__file__).parent / "found"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser.
+
+    Attributes:
+        call: gives it some bytes.
+        seeds: gives honest inputs.
+        allowed: what it may raise; everything else is a finding.
+    """
+
+    call: Call
+    seeds: Callable[[], list[bytes]]
+    allowed: tuple[type[Exception], ...] = (SegshardsError,)
+
+    def run(self, data: bytes) -> bool:
+        """Whether the input was taken; raises whatever is a finding. Errors must be one line that can be printed."""
+        try:
+            self.call(data)
+        except self.allowed as error:
+            said = str(error)
+        else:
+            return True
+        assert "\n" not in said
+        said.encode()  # half a surrogate pair could not be printed
+        return False
+
+
+@cache
+def _folder() -> Path:
+    """Where inputs of parsers that want a file are put; in memory where the system has such a place."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = tempfile.mkdtemp(prefix="fuzz-", dir=place)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _with_file(call: Callable[[Path], object], name: str) -> Call:
+    def run(data: bytes) -> object:
+        path = _folder() / name
+        path.write_bytes(data)
+        try:
+            return call(path)
+        finally:
+            path.unlink()
+
+    return run
+
+
+@cache
+def _label() -> np.ndarray:
+    random = np.random.default_rng(1)
+    coarse = random.integers(0, 5, (4, 5)).astype(np.uint16)
+    label = np.repeat(np.repeat(coarse, 6, 0), 5, 1)
+    label[3:6] = 65535
+    return label
+
+
+@cache
+def _members() -> dict[str, bytes]:
+    label = _label()
+    pixels = np.random.default_rng(2).integers(0, 255, (*label.shape, 3)).astype(np.uint8)
+    return {
+        "jpg": encode_image(pixels, ImageFormat("jpeg", 80)),
+        "png": encode_image(pixels, ImageFormat("png")),
+        "webp": encode_image(pixels, ImageFormat("webp")),
+        "seg.png": encode_hard(label, 5),
+        "inst.png": encode_instances((label == 1).astype(np.uint16)),
+        "soft.npz": encode_soft(soften(label, "1/2", "box")),
+        "json": encode_meta({"key": "a/b", "size": [24, 25], "split": "train", "scale": "1", "weak": [0, 1]}),
+    }
+
+
+def _soft_seeds() -> list[bytes]:
+    wide = _label().astype(np.uint16)
+    wide[wide == 3] = 900
+    every = [soften(label, scale, filter) for label in (_label(), wide) for scale, filter in WAYS]
+    return [encode_soft(soft) for soft in every]
+
+
+WAYS = (("1/2", "box"), ("1/3", "bilinear"), ("1/4", "triangle"))
+
+
+@cache
+def _shard() -> tuple[bytes, IndexEntry]:
+    parts = {name: _members()[name] for name in ("jpg", "seg.png", "json")}
+    entry = IndexEntry("a/b", 0, {name: len(data) for name, data in parts.items()})
+    return sample_blocks("a/b", parts), entry
+
+
+def _split(data: bytes) -> object:
+    return split_blocks(data, _shard()[1], "here")
+
+
+def _index_seeds() -> list[bytes]:
+    entry = _shard()[1]
+    entries = [IndexEntry(f"k{i}", i * entry.length, entry.sizes) for i in range(3)]
+    return [encode_index(entries), encode_index([])]
+
+
+def _images() -> list[bytes]:
+    return [_members()[name] for name in ("jpg", "png", "webp", "seg.png", "inst.png")]
+
+
+def _palettes() -> list[bytes]:
+    out = io.BytesIO()
+    picture = Image.fromarray(_label().astype(np.uint8) % 5).convert("P")
+    picture.save(out, "PNG", bits=4)
+    return [out.getvalue(), _members()["seg.png"], _members()["inst.png"]]
+
+
+def _soft(data: bytes) -> None:
+    soft = decode_soft(data)
+    dense = soft.weights.astype(np.int64)
+    if len(soft.cells):  # what is taken keeps the invariants
+        assert (np.add.reduceat(dense, soft.starts[:-1]) == soft.denominator).all()
+        assert 0 <= soft.cells.min() <= soft.cells.max() < soft.base.size
+    assert decode_soft(encode_soft(soft)) == soft
+
+
+def _hard(data: bytes) -> None:
+    hard = decode_hard(data, 5)
+    assert (hard.dtype, hard.ndim) == (np.uint16, 2)
+    assert ((hard < 5) | (hard == 65535)).all()
+
+
+def _image(data: bytes) -> None:
+    image_facts(data)
+    pixels = decode_image(data)
+    assert (pixels.dtype, pixels.shape[2:]) == (np.uint8, (3,))
+
+
+def _instances(data: bytes) -> None:
+    assert decode_instances(data).dtype == np.uint16
+
+
+def _entry(data: bytes) -> object:
+    return decode_entry(data, "here", 1)
+
+
+def _sources(data: bytes) -> object:
+    return decode_line(data, (Scale.parse("1"), Scale.parse("1/2")), "here", 1)
+
+
+def _state(data: bytes) -> object:
+    state = BuildState()
+    try:
+        line = json.loads(data)
+        if not isinstance(line, dict):
+            return None
+    except (ValueError, RecursionError):
+        return None
+    try:
+        state.add(line)
+    except (KeyError, TypeError, ValueError, AttributeError):  # what `last_consistent` takes for a foreign line
+        return None
+    return state
+
+
+def _annotations(data: bytes) -> list[int]:
+    annotations = parse_annotations(data, "here")
+    return [len(annotation_runs(annotation, 24, 30, "here")) for annotation in annotations[:8]]
+
+
+def _rle(data: bytes) -> None:
+    runs = rle_runs(data.decode("latin-1"), (24, 30), 24, 30, "here")
+    if len(runs):
+        assert 0 <= runs.min() <= runs.max() <= 720
+        assert (runs[:, 0] < runs[:, 1]).all()
+
+
+def _counts(data: bytes) -> None:
+    runs = rle_runs(np.frombuffer(data[: len(data) // 8 * 8], np.int64).tolist(), (24, 30), 24, 30, "here")
+    assert not len(runs) or (runs.min() >= 0 and runs.max() <= 720)
+
+
+def _polygon(data: bytes) -> None:
+    numbers = np.frombuffer(data[: len(data) // 4 * 4], np.float32).astype(np.float64).tolist()
+    runs = polygon_runs([numbers[:-6], numbers[-6:]] if len(numbers) > 14 else [numbers], 24, 30, "here")
+    assert not len(runs) or (runs.min() >= 0 and runs.max() <= 720)
+
+
+def _elements(path: Path) -> list[object]:
+    found = [(text, spans) for _, text, spans in elements(path, {"images", "annotations"}, chunk=64)]
+    size = path.stat().st_size
+    assert all(spans.min() >= 0 and (spans[:, 0] + spans[:, 1]).max() <= size for _, spans in found)
+    return found  # whether a text is JSON is for its parser to say
+
+
+def _tarfile(path: Path) -> int:
+    count = 0
+    for member in members(path):
+        assert member.place.offset + member.place.length <= path.stat().st_size
+        count += 1
+    return count
+
+
+def _mat(data: bytes) -> object:
+    return as_ids(load_variable(data, "GTcls.Segmentation", "here"), "here")
+
+
+def _mat_text(data: bytes) -> object:
+    return load_variable(data, "names", "here")
+
+
+def _classes(name: str) -> Call:
+    def call(path: Path) -> object:
+        return read_class_file(path.parent)
+
+    return _with_file(call, name)
+
+
+def _lists(path: Path) -> object:
+    return listed(path), _read(path, _tiny_row), _read(path, _kaggle_row)
+
+
+def _source_image(data: bytes) -> None:
+    source = decode_source(data, "here", max_pixels=1 << 22)
+    assert (source.pixels.ndim, source.pixels.dtype) == (3, np.uint8)
+
+
+def _indices(data: bytes) -> object:
+    return decode_indices(data, "here")
+
+
+def _text(*texts: str) -> Callable[[], list[bytes]]:
+    return lambda: [text.encode() for text in texts]
+
+
+def _manifest_seeds() -> list[bytes]:
+    golden = Path(__file__).parents[1] / "golden"
+    return [path.read_bytes() for path in sorted(golden.glob("v1-*/manifest.json"))[:2]]
+
+
+def _mat_seeds() -> list[bytes]:
+    small = _label()[:6, :7].clip(0, 20).astype(np.uint8)
+    return [sbd_mat(small), stuff10k_mat(small, 3)]
+
+
+def _tar_seeds() -> list[bytes]:
+    files = {"n01440764_1.JPEG": b"x" * 700, "deep/" * 30 + "n01440764_2.JPEG": b"y" * 20}
+    return [tar_bytes(files, form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)]
+
+
+PACKED = compressed(box(3, 4, 9, 7, (24, 30)))["counts"]
+ANNOTATION = (
+    '{"id":1,"image_id":1,"category_id":2,"iscrowd":0,"segmentation":[[1,1,9.5,2,8,9]]}\n'
+    '{"id":2,"image_id":1,"category_id":3,"segmentation":{"counts":[3,700,17],"size":[24,30]}}\n'
+    '{"id":3,"image_id":1,"category_id":3,"segmentation":{"counts":"PACKED","size":[24,30]}}'
+).replace("PACKED", json.dumps(PACKED)[1:-1])
+COCO = (
+    '{"info":{"a":"b"},"images":[{"id":1,"width":30,"height":24,"file_name":"a.jpg","coco_url":"x/y/a.jpg"}],'
+    '"annotations":[{"id":1,"image_id":1,"category_id":2,"segmentation":[[1,1,9,2,8,9]]}],'
+    '"categories":[{"id":2,"name":"cat","synset":"cat.n.01"}]}'
+)
+JOURNAL = (
+    '{"version":1,"settings":{}}\n'
+    '{"chunk":0,"split":"val","closed":[],"open":[],"counts":{"samples":1,"pixels":{"0":3},"images":{"0":1},'
+    '"mixed":{"1/2":[1,2]}},"bad":[{"key":"a","split":"val","source":"b","reason":"c"}],"seconds":0.1}\n'
+)
+SOURCE_LINE = '["%s",1,{"0":3,"65535":2},{"1":1},[0,0,1,9],{"merged":2}]\n' % ("a" * DIGEST_TEXT)
+
+RECIPE = 'description = "x"\n[data]\nscales = ["1/2"]\n[loop]\nsteps = 3\n[optim]\nlr = 0.1\n'
+
+
+def _recipe(path: Path) -> object:
+    return load_recipe(str(path))
+
+
+def _set(data: bytes) -> object:
+    return load_recipe("demo", [data.decode(errors="replace")])
+
+
+TARGETS: dict[str, Target] = {
+    "tar_scan": Target(
+        _with_file(lambda path: list(scan(path)), "shard.tar"), lambda: [_shard()[0] + TAR_END, TAR_END]
+    ),
+    "split_blocks": Target(_split, lambda: [_shard()[0]]),
+    "index": Target(decode_index, _index_seeds),
+    "index_entry": Target(_entry, lambda: [_index_seeds()[0].splitlines()[1]]),
+    "manifest": Target(lambda data: parse_manifest(data, "here"), _manifest_seeds),
+    "soft": Target(_soft, _soft_seeds),
+    "hard": Target(_hard, lambda: [_members()["seg.png"], _members()["inst.png"]]),
+    "image": Target(_image, _images),
+    "instances": Target(_instances, lambda: [_members()["inst.png"], _members()["seg.png"]]),
+    "meta": Target(decode_meta, lambda: [_members()["json"]]),
+    "annotations": Target(_annotations, _text(ANNOTATION)),
+    "rle": Target(_rle, _text(PACKED)),
+    "counts": Target(_counts, lambda: [np.array([3, 700, 17], np.int64).tobytes()]),
+    "polygon": Target(_polygon, lambda: [np.array([1, 1, 9, 2, 8, 9] * 4, np.float32).tobytes()]),
+    "elements": Target(_with_file(_elements, "coco.json"), _text(COCO)),
+    "coco_index": Target(_with_file(load_index, "index.json"), _text(COCO)),
+    "tarfile": Target(_with_file(_tarfile, "n.tar"), _tar_seeds),
+    "matfile": Target(_mat, _mat_seeds),
+    "matfile_text": Target(_mat_text, _mat_seeds),
+    "classes_txt": Target(_classes("classes.txt"), _text("road\t1,2,3\ncar\nvoid\n")),
+    "classes_tsv": Target(_classes("classes.tsv"), _text("id\tname\tcolour\n0\troad\t1,2,3\n7\tcar\t\n255\tvoid\t\n")),
+    "mapping": Target(_with_file(read_mapping, "m.tsv"), _text("wnid\tclass\tway\nn02084071\tdog\tname\n")),
+    "lists": Target(
+        _with_file(_lists, "list.txt"), _text("a.JPEG\tn02084071\t1\t2\nImageId,P\nb,n02084071 1 2 3 4\n\ufeffc\n")
+    ),
+    "source_image": Target(_source_image, _images),
+    "indices": Target(_indices, _palettes),
+    "journal": Target(_with_file(read_journal, "journal.jsonl"), _text(JOURNAL), ()),
+    "journal_line": Target(_state, _text(JOURNAL.splitlines()[1]), ()),
+    "recipe": Target(_with_file(_recipe, "r.toml"), _text(RECIPE)),
+    "set": Target(_set, _text("optim.lr=0.01", 'data.scales=["1/2"]', "description=x")),
+    "sources_line": Target(_sources, _text(SOURCE_LINE)),
+}

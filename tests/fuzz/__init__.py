@@ -4,6 +4,8 @@ targets     each parser as a function of bytes, what it may raise, and honest in
 mutate      bytes -> other bytes: flips, cuts, repeats, numbers and words that parsers trip over
 found/      one folder a target: inputs that once broke it, and a few that reach deep; all are tests for ever
 
-`pytest tests/fuzz` replays found/ and tries a bounded number of new inputs with hypothesis. The long road, coverage
-guided, is `python -m tests.fuzz soft --seconds 300`: it uses atheris where that is installed, else plain mutation.
+guided      the same targets, guided by coverage, where atheris is installed
+
+`pytest tests/fuzz` replays found/ and tries a bounded number of new inputs; the long roads are
+`python -m tests.fuzz soft --seconds 300` and `python -m tests.fuzz.guided soft --seconds 300 --keep FOLDER`.
 """

@@ -1,8 +1,4 @@
-"""Fuzz for a while: `python -m tests.fuzz TARGET... [--seconds 60] [--seed 1]`. Findings are written to found/.
-
-With atheris installed (never a need of the project: `pip install atheris`) `--guided` follows coverage; a target then
-takes the whole process, and atheris prints and keeps what it finds.
-"""
+"""Fuzz for a while: `python -m tests.fuzz TARGET... [--seconds 60] [--seed 1]`. Findings are written to found/."""
 
 from __future__ import annotations
 
@@ -25,11 +21,8 @@ def main() -> int:
     options.add_argument("targets", nargs="*", default=[], metavar="TARGET", help=", ".join(TARGETS))
     options.add_argument("--seconds", type=float, default=60, help="for each target")
     options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--guided", action="store_true", help="one target, with atheris")
     options.add_argument("--keep", type=Path, default=FOUND, help="where findings go")
     asked = options.parse_args()
-    if asked.guided:
-        return guided(asked.targets[0], asked.seconds, asked.keep)
     found = 0
     for name in asked.targets or TARGETS:
         runs, findings = fuzz(TARGETS[name], name, asked.seconds, asked.seed, asked.keep)
@@ -73,22 +66,6 @@ def _kind(error: Exception) -> str:
 def _keep(folder: Path, data: bytes, kind: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{kind}-{hashlib.sha256(data).hexdigest()[:8]}").write_bytes(data)
-
-
-def guided(name: str, seconds: float, keep: Path) -> int:
-    """Coverage-guided fuzzing of one target; never returns where something is found."""
-    import atheris  # type: ignore[import-not-found]  # not a need of the project
-
-    target = TARGETS[name]
-    seeds = keep / f"{name}-seeds"
-    seeds.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(target.seeds()):
-        (seeds / f"seed-{number}").write_bytes(data)
-    atheris.instrument_all()
-    words = [sys.argv[0], str(seeds), f"-max_total_time={int(seconds)}", "-timeout=20", "-rss_limit_mb=6000"]
-    atheris.Setup([*words, f"-artifact_prefix={keep}/{name}-"], lambda data: target.run(data))
-    atheris.Fuzz()
-    return 0
 
 
 if __name__ == "__main__":

@@ -271,6 +271,18 @@ def weigh_cells(
 
 
 @jit
+def _one_class(base: Any, slot: Any, y0: int, x0: int, k: int) -> bool:
+    """Whether k x k cells from (y0, x0) on, all within the label, hold one class and no other."""
+    if y0 + k > base.shape[0] or x0 + k > base.shape[1]:
+        return False
+    odd = 0
+    for y in range(y0, y0 + k):
+        for x in range(x0, x0 + k):
+            odd |= (base[y, x] ^ base[y0, x0]) | (slot[y, x] != -1)
+    return bool(odd == 0)
+
+
+@jit
 def merge_cells(base: Any, slot: Any, starts: Any, ids: Any, weights: Any, k: int, unit: int, merged: Any) -> int:
     """Add up k x k cells of a soft label; cells beyond the border are void. Returns the number of entries.
 
@@ -283,6 +295,9 @@ def merge_cells(base: Any, slot: Any, starts: Any, ids: Any, weights: Any, k: in
     end, mixed = 0, 0
     for i in range(oh):
         for j in range(ow):
+            if _one_class(base, slot, i * k, j * k, k):
+                mbase[i, j] = base[i * k, j * k]
+                continue
             used = 0
             for y in range(i * k, i * k + k):
                 for x in range(j * k, j * k + k):

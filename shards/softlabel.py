@@ -153,19 +153,20 @@ class SoftLabel:
         height, width = self.shape
         if not (y >= 0 and x >= 0 and h >= 1 and w >= 1 and y + h <= height and x + w <= width):
             raise SettingsError(f"crop {h}x{w} at ({y}, {x}) leaves a label of {height}x{width} cells")
+        from shards import kernels_cells
+
         low, high = np.searchsorted(self.cells, (y * width, (y + h) * width))
-        row, column = np.divmod(self.cells[low:high], width)
-        kept = np.flatnonzero((column >= x) & (column < x + w))
-        cells = (row[kept] - y) * w + (column[kept] - x)
-        return self._gather(np.ascontiguousarray(self.base[y : y + h, x : x + w]), cells, kept + low)
+        cells, chosen = np.empty(high - low, np.int32), np.empty(high - low, np.int32)
+        found = kernels_cells.window(self.cells[low:high], low, width, y, x, w, cells, chosen)
+        return self._gather(np.ascontiguousarray(self.base[y : y + h, x : x + w]), cells[:found].copy(), chosen[:found])
 
     def flip(self) -> SoftLabel:
         """Mirrored left to right."""
-        width = self.shape[1]
-        row, column = np.divmod(self.cells, width)
-        cells = row * width + (width - 1 - column)
-        order = np.argsort(cells, kind="stable")
-        return self._gather(np.ascontiguousarray(self.base[:, ::-1]), cells[order], order)
+        from shards import kernels_cells
+
+        base, cells, chosen = np.empty_like(self.base, order="C"), np.empty_like(self.cells), np.empty_like(self.cells)
+        kernels_cells.mirror(self.base, self.cells, base, cells, chosen)
+        return self._gather(base, cells, chosen)
 
     def pad(self, h: int, w: int) -> SoftLabel:
         """Grown to h x w cells with void at the bottom and the right; raises SettingsError where it would shrink."""
@@ -216,13 +217,15 @@ class SoftLabel:
         masked = np.where(self.ids == IGNORE, self.weights, 0).astype(np.int64)
         return np.add.reduceat(masked, self.starts[:-1])
 
-    def _gather(self, base: U16, cells: npt.NDArray[Any], chosen: npt.NDArray[Any]) -> SoftLabel:
+    def _gather(self, base: U16, cells: npt.NDArray[np.int32], chosen: npt.NDArray[np.int32]) -> SoftLabel:
         """A label over ``base`` with the chosen mixed cells, now at flat indices ``cells``."""
-        counts = np.diff(self.starts)[chosen]
-        starts = np.zeros(len(chosen) + 1, np.int64)
-        np.cumsum(counts, out=starts[1:])
-        taken = np.repeat(self.starts[:-1][chosen] - starts[:-1], counts) + np.arange(starts[-1])
-        return SoftLabel(base, self.denominator, cells.astype(np.int32), starts, self.ids[taken], self.weights[taken])
+        from shards import kernels_cells
+
+        starts = np.empty(len(chosen) + 1, np.int64)
+        kernels_cells.count_chosen(self.starts, chosen, starts)
+        ids, weights = np.empty(starts[-1], np.uint16), np.empty(starts[-1], np.uint16)
+        kernels_cells.take(self.starts, self.ids, self.weights, chosen, starts, ids, weights)
+        return SoftLabel(base, self.denominator, cells, starts, ids, weights)
 
 
 def assemble(parts: tuple[npt.NDArray[Any], ...], mixed: int, end: int, denominator: int) -> SoftLabel:

@@ -38,7 +38,7 @@ def augment(
         The image and the label, of `config.crop` cells where that is set.
     """
     if config.flip and rng.random() < 0.5:
-        image, soft = image[:, ::-1], soft.flip()
+        image, soft = np.asarray(cv2.flip(image, 1), np.uint8), soft.flip()
     if config.crop is not None:
         image, soft = crop(image, soft, config.crop, rng, fill)
     return jitter(np.ascontiguousarray(image), config.jitter, rng), soft

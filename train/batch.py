@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,6 +19,7 @@ import shards
 from shards.errors import SettingsError
 
 VoidRule = Literal["mask", "renormalise", "keep"]
+VOID_RULES = ("mask", "renormalise", "keep")  # as the kernels number them
 Ids = npt.NDArray[np.int32]
 Weights = npt.NDArray[np.float32]
 
@@ -46,13 +48,11 @@ class Targets:
         return len(self.ids)
 
     def fill(self, ids: Ids, weights: Weights) -> None:
-        """Write into arrays of zeros, int32 and float32 [>= K, h, w]; only pages that hold something are touched."""
-        known = self.base != shards.IGNORE
-        np.copyto(ids[0], self.base, where=known)
-        weights[0] = known
-        flat_ids, flat_weights = ids.reshape(len(ids), -1), weights.reshape(len(weights), -1)
-        for plane in range(self.planes):
-            flat_ids[plane, self.cells], flat_weights[plane, self.cells] = self.ids[plane], self.weights[plane]
+        """Write into the whole of two arrays, int32 and float32 [>= K, h, w], contiguous; zeros where nothing is."""
+        from train import batch_kernels
+
+        flat = ids.reshape(len(ids), -1), weights.reshape(len(weights), -1)
+        batch_kernels.fill_planes(self.base.reshape(-1), self.cells, self.ids, self.weights, *flat)
 
 
 @dataclass(frozen=True)
@@ -131,29 +131,15 @@ def targets_of(soft: shards.SoftLabel, void: VoidRule = "mask", most: int = 8) -
             any class sums to 1; "keep": a cell sums to 1 less its void share.
         most: keep this many classes a cell, the heaviest; their shares then stand for the left-out ones as well.
     """
-    counts = np.diff(soft.starts)
-    column = np.repeat(np.arange(len(counts)), counts)
-    rank = np.arange(len(soft.ids)) - np.repeat(soft.starts[:-1], counts)
-    ids = np.zeros((soft.max_classes, len(counts)), np.int32)
-    weights = np.zeros_like(ids)
-    ids[rank, column], weights[rank, column] = soft.ids, soft.weights
-    return Targets(soft.base, soft.cells, *_shares(ids, weights, soft.denominator, void, most))
+    from train import batch_kernels
 
-
-def _shares(ids: Ids, weights: Ids, denominator: int, void: VoidRule, most: int) -> tuple[Ids, Weights, int]:
-    """Ids and integer weights [k, m] by falling weight, void among them -> ids, shares [K, m] and cells cut."""
-    weights = np.where(ids == shards.IGNORE, 0, weights)
-    order = np.argsort(weights == 0, axis=0, kind="stable")  # void and empty slots last, the rest stays sorted
-    ids, weights = np.take_along_axis(ids, order, 0), np.take_along_axis(weights, order, 0)
-    mass = weights.sum(0)  # what the cell's classes hold together
-    planes = int(np.clip((weights > 0).sum(0).max(initial=1), 1, most))
-    capped = int((weights[planes:] > 0).any(0).sum())
-    ids, weights = ids[:planes], weights[:planes]
-    total = mass / denominator if void == "keep" else np.ones(len(mass))  # what the shares sum to
-    if void == "mask":
-        total = np.where(2 * mass > denominator, total, 0.0)
-    shares = (weights * (total / np.maximum(weights.sum(0), 1))).astype(np.float32)
-    return np.where(shares > 0, ids, 0).astype(np.int32), shares, capped
+    planes = min(max(int(batch_kernels.count_classes(soft.starts, soft.ids)), 1), most)
+    ids = np.empty((planes, len(soft.cells)), np.int32)
+    weights = np.empty(ids.shape, np.float32)
+    cut = batch_kernels.share_out(
+        soft.starts, soft.ids, soft.weights, soft.denominator, VOID_RULES.index(void), ids, weights
+    )
+    return Targets(np.ascontiguousarray(soft.base), soft.cells, ids, weights, int(cut))
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -167,7 +153,7 @@ def collate(items: Sequence[Item]) -> Batch:
         found = ", ".join(f"{h}x{w}" for h, w in sizes[:3])
         raise SettingsError(f"samples of sizes {found} share a batch: set augment.crop = [height, width]")
     shape = (len(items), max(item.targets.planes for item in items), *items[0].targets.base.shape)
-    ids, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    ids, weights = np.empty(shape, np.int32), np.empty(shape, np.float32)
     for index, item in enumerate(items):
         item.targets.fill(ids[index], weights[index])
     allowed = [item.allowed for item in items if item.allowed is not None]
@@ -195,4 +181,6 @@ def _tags(items: Sequence[Item]) -> torch.Tensor | None:
 
 def planar(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """uint8 [H, W, 3] -> contiguous [3, H, W]."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    out = np.empty((image.shape[2], *image.shape[:2]), np.uint8)
+    cv2.split(np.ascontiguousarray(image), list(out))
+    return out

@@ -1,0 +1,66 @@
+"""Compiled kernels that move the cells of a soft label (``shards.softlabel``), GIL released.
+
+Import this inside functions: it brings numba with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shards.kernels import jit
+
+
+@jit
+def mirror(base: Any, cells: Any, out_base: Any, out_cells: Any, chosen: Any) -> None:
+    """Mirror left to right: ``out_base``, ``out_cells`` rising, and ``chosen``, the places of those in ``cells``."""
+    h, w = base.shape
+    for i in range(h):
+        row, out = base[i], out_base[i]
+        for j in range(w):
+            out[j] = row[w - 1 - j]
+    begin = 0
+    while begin < len(cells):
+        row_start = cells[begin] // w * w
+        end = begin + 1
+        while end < len(cells) and cells[end] < row_start + w:
+            end += 1
+        for m in range(begin, end):
+            to = begin + end - 1 - m
+            out_cells[to] = 2 * row_start + w - 1 - cells[m]
+            chosen[to] = m
+        begin = end
+
+
+@jit
+def window(cells: Any, first: int, width: int, y: int, x: int, w: int, out_cells: Any, chosen: Any) -> int:
+    """Of ``cells``, all in rows from y on, those in columns x to x + w - 1, by their places in the window.
+
+    ``chosen`` are their places in a list that ``cells`` stand in from ``first`` on. Returns how many.
+    """
+    found = 0
+    for m in range(len(cells)):
+        row = cells[m] // width
+        column = cells[m] - row * width - x
+        if 0 <= column < w:
+            out_cells[found] = (row - y) * w + column
+            chosen[found] = first + m
+            found += 1
+    return found
+
+
+@jit
+def count_chosen(starts: Any, chosen: Any, out_starts: Any) -> None:
+    """Where the entries of the chosen cells begin when they stand one after the other, ``out_starts`` [n + 1]."""
+    out_starts[0] = 0
+    for n in range(len(chosen)):
+        out_starts[n + 1] = out_starts[n] + starts[chosen[n] + 1] - starts[chosen[n]]
+
+
+@jit
+def take(starts: Any, ids: Any, weights: Any, chosen: Any, out_starts: Any, out_ids: Any, out_weights: Any) -> None:
+    """Copy the entries of the chosen cells to where ``out_starts`` says."""
+    for n in range(len(chosen)):
+        shift = starts[chosen[n]] - out_starts[n]
+        for e in range(out_starts[n], out_starts[n + 1]):
+            out_ids[e] = ids[e + shift]
+            out_weights[e] = weights[e + shift]

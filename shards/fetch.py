@@ -154,13 +154,9 @@ class FsspecSource:
         except ImportError as error:
             extra = EXTRAS.get(scheme)
             remedy = f"pip install 'segshards[{extra}]'" if extra else _line(error)
-            raise UserError(
-                f"{url.partition('?')[0]}: {scheme}:// needs a package that is not installed: {remedy}"
-            ) from error
+            raise UserError(f"{plain}: {scheme}:// needs a package that is not installed: {remedy}") from error
         except Exception as error:
-            raise UserError(
-                f"{url.partition('?')[0]} cannot be opened ({_line(error)}); expected a URL that fsspec knows"
-            ) from error
+            raise UserError(f"{plain} cannot be opened ({_line(error)}); expected a URL that fsspec knows") from error
 
     def read(self, path: str, start: int) -> Stream:
         """See ``Source.read``."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from shards.classes import ClassTable
 from shards.errors import FormatError, SettingsError
 from shards.manifest import MANIFEST, load_manifest
+from shards.store import as_place, is_url
 
 MOST_BYTES = 1 << 26
 COLUMNS = (("wnid", "class"), ("from", "to"))  # of `seg-prep map`; of names
@@ -24,16 +25,16 @@ def names_at(text: str, option: str) -> tuple[str, ...]:
     """The class names that an option's value stands for, in order.
 
     Args:
-        text: the path of a shard set, or of a file with one name a line (blank lines are left aside).
+        text: the folder or URL of a shard set, or the path of a file with one name a line (blank lines are left aside).
         option: the option in messages.
 
     Raises:
         SettingsError: neither of the two, or a file without a name.
         FormatError: the shard set's manifest is broken, or the file is no text.
     """
+    if is_shard_set(text):
+        return load_manifest(as_place(text)).class_table.names
     path = Path(text)
-    if (path / MANIFEST).is_file():
-        return load_manifest(path).class_table.names
     if not path.is_file():
         raise SettingsError(
             f"{option} {text!r}: found neither a shard set nor a file there; expected a shard set's folder or a file "
@@ -43,6 +44,11 @@ def names_at(text: str, option: str) -> tuple[str, ...]:
     if not names:
         raise SettingsError(f"{option} {text!r}: found no name in it; expected one class name a line")
     return names
+
+
+def is_shard_set(text: str) -> bool:
+    """Whether an option's value is a shard set: a URL, or a folder with a manifest."""
+    return is_url(text) or (Path(text) / MANIFEST).is_file()
 
 
 def known_names(names: Sequence[str], classes: ClassTable, option: str, whose: str) -> frozenset[str]:

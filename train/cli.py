@@ -35,7 +35,9 @@ Example:
   seg-train --shards pixels=data/cocostuff --shards tags=data/ade20k --recipe larvseg-wa150 --out runs/larvseg
   torchrun --nproc-per-node 4 --no-python seg-train --shards data/demo --recipe demo --out runs/demo
 """
-SHARDS = "A shard set; may be repeated. A recipe with a mixture: NAME=DIR, NAME one of its sources."
+SHARDS = (
+    "A shard set, in a folder or at a URL; may be repeated. A recipe with a mixture: NAME=DIR, NAME one of its sources."
+)
 
 
 @click.command(epilog=EPILOG)

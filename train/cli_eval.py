@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shards.errors import SettingsError
+from shards.store import Place, as_place
 from shards.terminal import Progress, main_of, say
 from train.threads import yield_cores
 
@@ -85,7 +86,7 @@ def _pair(text: str, option: str) -> tuple[int, int]:
 
 @click.command(epilog=EPILOG)
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--shards", "shard_set", required=True, type=click.Path(path_type=Path), help="A shard set.")
+@click.option("--shards", "shard_set", required=True, type=as_place, metavar="DIR|URL", help="A shard set.")
 @click.option("--split", default="val", show_default=True, help="Which split to score.")
 @click.option("--scales", help="Factors on the input, averaged: 0.5,0.75,1. Default: the recipe's.")
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
@@ -104,7 +105,7 @@ def _pair(text: str, option: str) -> tuple[int, int]:
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def command(
     folder: Path,
-    shard_set: Path,
+    shard_set: Place,
     split: str,
     scales: str | None,
     flip: bool,

@@ -10,6 +10,7 @@ import click
 
 from shards.errors import SettingsError, UserError
 from shards.manifest import publish_bytes
+from shards.store import Place, as_place
 from shards.terminal import Progress, main_of, say
 from train.cli_eval import BASE, DEVICES
 from train.threads import yield_cores
@@ -43,7 +44,7 @@ def command() -> None:
 
 @command.command(epilog=SCORE_EPILOG)
 @RUN
-@click.option("--shards", "shard_set", required=True, type=click.Path(path_type=Path), help="A shard set.")
+@click.option("--shards", "shard_set", required=True, type=as_place, metavar="DIR|URL", help="A shard set.")
 @click.option("--split", default="val", show_default=True, help="Which split to score.")
 @click.option(
     "--classes",
@@ -63,7 +64,7 @@ def command() -> None:
 @QUIET
 def score(
     folder: Path,
-    shard_set: Path,
+    shard_set: Place,
     split: str,
     classes: str,
     base: str | None,

@@ -12,6 +12,7 @@ import click
 
 from shards.errors import SettingsError
 from shards.manifest import publish_bytes
+from shards.store import Place, as_place
 from shards.terminal import Progress, main_of, say
 from train.cli_eval import DEVICES
 from train.threads import yield_cores
@@ -35,7 +36,7 @@ STRIDES_EPILOG = "Example: seg-ladder strides --run runs/ldn --shards data/camvi
 FILE = click.Path(path_type=Path, dir_okay=False)
 SHARED = (
     click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder."),
-    click.option("--shards", "shard_set", required=True, type=click.Path(path_type=Path), help="A shard set."),
+    click.option("--shards", "shard_set", required=True, type=as_place, metavar="DIR|URL", help="A shard set."),
     click.option("--split", default="val", show_default=True, help="Which split to look at."),
 )
 COMPUTING = (
@@ -72,7 +73,7 @@ def command() -> None:
 @_options(*COMPUTING)
 def prune(
     folder: Path,
-    shard_set: Path,
+    shard_set: Place,
     split: str,
     units: str | None,
     json_file: Path | None,
@@ -125,7 +126,7 @@ def prune(
 @_options(*COMPUTING)
 def strides(
     folder: Path,
-    shard_set: Path,
+    shard_set: Place,
     split: str,
     count: int,
     out: Path,
@@ -187,7 +188,7 @@ def parse_units(text: str | None) -> list[int] | Literal["all"] | None:
     return [int(part) for part in parts]
 
 
-def _open(folder: Path, shard_set: Path, split: str) -> tuple[Run, Split]:
+def _open(folder: Path, shard_set: Place, split: str) -> tuple[Run, Split]:
     from train.evaluate import open_for_scoring
     from train.run import open_run
 

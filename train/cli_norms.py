@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from shards.errors import UserError
+from shards.store import Place, as_place
 from shards.terminal import Progress, main_of, say
 from train.cli_eval import DEVICES
 from train.threads import yield_cores
@@ -25,12 +26,13 @@ Example:
     "--shards",
     "paths",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=as_place,
+    metavar="DIR|URL",
     help="The shard sets that it was trained on, in their order. Default: where the run found them.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-def command(folder: Path, paths: tuple[Path, ...], device: str, quiet: bool) -> None:
+def command(folder: Path, paths: tuple[Place, ...], device: str, quiet: bool) -> None:
     """Take BatchNorm statistics anew, as exact averages over the training set, once a run is trained.
 
     Writes checkpoint-norms.pt beside the run's checkpoint; seg-eval and seg-predict take it from then on. Stopped and
@@ -46,7 +48,7 @@ def command(folder: Path, paths: tuple[Path, ...], device: str, quiet: bool) -> 
     run = open_run(folder)
     if run.recipe.mixture is not None:
         raise UserError(f"run {folder} has a mixture of sources: seg-norms takes runs of one source; leave it out")
-    sources = open_sources(paths or [Path(source["path"]) for source in run.sources], run.recipe)
+    sources = open_sources(paths or [as_place(source["path"]) for source in run.sources], run.recipe)
     if [source["digest"] for source in sources.describe()] != run.digests:
         raise UserError(
             f"run {folder} was trained on other shard sets (their digests differ); give its own as --shards"

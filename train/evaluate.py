@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ import shards
 from shards.classes import ClassTable
 from shards.errors import FormatError
 from shards.manifest import Manifest, load_manifest
+from shards.store import Place
 from train.checkpoint import norms_of
 from train.class_match import Answers, Bools, Rule, match
 from train.distributed import World
@@ -63,7 +63,7 @@ class Split:
     """A labelled split of a shard set, ready to be scored.
 
     Args:
-        path: the shard set's folder.
+        path: the shard set's folder or URL.
         manifest: its manifest.
         name: the split's name.
         input_scale: the scale that the network is shown.
@@ -71,7 +71,7 @@ class Split:
         base: bool [C], the classes that the run has seen with pixel labels, for scores by group; None: not known.
     """
 
-    path: Path
+    path: Place
     manifest: Manifest
     name: str
     input_scale: str
@@ -115,7 +115,7 @@ class Split:
 
 
 def open_for_scoring(
-    path: Path,
+    path: Place,
     split: str,
     input_scale: str,
     classes: ClassTable,
@@ -149,7 +149,7 @@ def open_for_scoring(
     return replace(opened, answers=answers, base=None if base is None else answers.of_run(base, len(opened.classes)))
 
 
-def open_split(path: Path, split: str, input_scale: str) -> Split:
+def open_split(path: Place, split: str, input_scale: str) -> Split:
     """A labelled split, whatever its classes; arguments and errors as of `open_for_scoring`."""
     manifest = load_manifest(path)
     check_split(path, manifest, split)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from shards.errors import SettingsError, UserError
 from shards.order import generator
+from shards.store import Place, as_place
 from train.config import Recipe
 from train.schema_mixture import Mixture
 
@@ -138,8 +139,8 @@ def _check_parts(recipe: Recipe, parts: int, ranks: int) -> None:
         )
 
 
-def named_paths(words: Sequence[str], recipe: Recipe) -> dict[str, tuple[Path, ...]]:
-    """The folders of `--shards`, by the source that each is for; without a mixture all of them under "".
+def named_paths(words: Sequence[str], recipe: Recipe) -> dict[str, tuple[Place, ...]]:
+    """The folders and URLs of `--shards`, by the source that each is for; without a mixture all of them under "".
 
     Raises:
         UserError: a bare folder for a mixture, NAME=DIR for another recipe, an unknown name, a name without a folder.
@@ -147,7 +148,7 @@ def named_paths(words: Sequence[str], recipe: Recipe) -> dict[str, tuple[Path, .
     if recipe.mixture is None:
         return {"": tuple(_bare(word, recipe) for word in words)}
     names = [source.name for source in recipe.mixture.sources]
-    found: dict[str, list[Path]] = {name: [] for name in names}
+    found: dict[str, list[Place]] = {name: [] for name in names}
     for word in words:
         match = _NAMED.match(word)
         if match is None or not match[2]:
@@ -155,7 +156,7 @@ def named_paths(words: Sequence[str], recipe: Recipe) -> dict[str, tuple[Path, .
         if match[1] not in found:
             near = difflib.get_close_matches(match[1], names, 1, 0)[0]
             raise UserError(f"--shards {word}: recipe {recipe.name} has no source {match[1]!r}; did you mean {near!r}?")
-        found[match[1]].append(Path(match[2]))
+        found[match[1]].append(as_place(match[2]))
     missing = [name for name, paths in found.items() if not paths]
     if missing:
         raise UserError(
@@ -164,9 +165,9 @@ def named_paths(words: Sequence[str], recipe: Recipe) -> dict[str, tuple[Path, .
     return {name: tuple(paths) for name, paths in found.items()}
 
 
-def _bare(word: str, recipe: Recipe) -> Path:
-    """The folder itself; raises UserError where it is NAME=DIR and no such folder is there."""
+def _bare(word: str, recipe: Recipe) -> Place:
+    """The folder or URL itself; raises UserError where it is NAME=DIR and no such folder is there."""
     match = _NAMED.match(word)
     if match and not Path(word).exists():
         raise UserError(f"--shards {word}: recipe {recipe.name} has no [mixture]: expected a folder, without a name")
-    return Path(word)
+    return as_place(word)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +20,12 @@ import numpy.typing as npt
 import shards
 from shards.classes import ClassTable
 from shards.codec import decode_hard, decode_meta
+from shards.codec.scaled import FACTORS, decode_image_scaled
 from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest, load_manifest
 from shards.order import epoch_order
 from shards.scale import Scale
+from shards.store import Place, open_store
 from train.config import Recipe
 from train.label_space import Given, LabelSpace, unite
 from train.mixture import named_paths, of_source
@@ -32,6 +33,7 @@ from train.mixture import named_paths, of_source
 Labels = Literal["pixel", "image"]
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
+Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class Sources:
     """Open shard sets, one split of each, at the scales that a recipe needs; picklable.
 
     Args:
-        paths: their folders.
+        paths: their folders or URLs.
         manifests: their manifests.
         sets: for each the open `ShardDataset` of each scale.
         split: the split.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Place, ...]
     manifests: tuple[Manifest, ...]
     sets: tuple[dict[str, shards.ShardDataset], ...]
     split: str
@@ -71,7 +73,7 @@ class Sources:
         return {str(p): m.splits[self.split].samples for p, m in zip(self.paths, self.manifests, strict=True)}
 
     @property
-    def scored(self) -> Path:
+    def scored(self) -> Place:
         """The shard set whose split "val" is scored in training."""
         return self.paths[0]
 
@@ -132,6 +134,23 @@ class Sources:
         if sample.hard is None:
             raise SettingsError(f"sample {sample.key} has no label: train on a labelled split (data.split)")
         return sample.key, sample.image, sample.hard
+
+    def reduced(self, index: int, wanted: Callable[[tuple[int, ...]], Size]) -> tuple[str, U8, U16, Size]:
+        """As `labelled`, with a size (h, w) that follows from the label's shape; a JPEG is decoded at the smallest of
+        its scales 1, 1/2, 1/4, 1/8 that is no smaller.
+
+        Raises:
+            FormatError: a member is broken, or the image has another size than the label.
+        """
+        source, place = self._locate(index)
+        where = f"{self.paths[source]}/{self.split}/1 sample {place}"
+        members, hard = self.sets[source]["1"].members(place), self.hard(index)
+        size, suffix = wanted(hard.shape), next((s for s in ("jpg", "png", "webp") if s in members), "jpg")
+        image = decode_image_scaled(members.get(suffix, b""), size, f"{where} [{suffix}]")
+        shapes = [tuple(-(-side // factor) for side in hard.shape) for factor in (1, *FACTORS)]
+        if image.shape[:2] not in shapes:
+            raise FormatError(where, f"an image of {image.shape[:2]} found for a label of {hard.shape}", suffix)
+        return str(self.meta(index).get("key", "")), image, hard, size
 
     def hard(self, index: int) -> U16:
         """The hard label at scale 1, uint16 [H, W], without decoding its image."""
@@ -199,7 +218,7 @@ class MixedSources:
     space: LabelSpace
 
     @property
-    def scored(self) -> Path:
+    def scored(self) -> Place:
         """The shard set whose split "val" is scored in training: of those with labels for it, the one with the most
         novel classes, the first of several.
 
@@ -262,7 +281,7 @@ def open_all(words: Sequence[str], recipe: Recipe) -> Sources | MixedSources:
     return MixedSources(tuple(paths), each, tuple(source.labels for source in recipe.mixture.sources), unite(given))
 
 
-def open_sources(paths: Sequence[Path], recipe: Recipe, labels: Labels = "pixel") -> Sources:
+def open_sources(paths: Sequence[Place], recipe: Recipe, labels: Labels = "pixel") -> Sources:
     """Open the shard sets that a recipe trains on, or those of one source of a mixture.
 
     Raises:
@@ -272,15 +291,19 @@ def open_sources(paths: Sequence[Path], recipe: Recipe, labels: Labels = "pixel"
     """
     if not paths:
         raise UserError("no shard set given; expected --shards DIR, made by seg-prep")
-    manifests = tuple(load_manifest(path) for path in paths)
+    stores = [open_store(path) for path in paths]
+    manifests = tuple(load_manifest(store) for store in stores)
     for path, manifest in zip(paths, manifests, strict=True):
         check_split(path, manifest, recipe.data.split, labels == "pixel")
         check_scales(path, manifest, recipe.data.split, needed_scales(recipe, labels))
         check_classes(paths[0], manifests[0].class_table, path, manifest.class_table)
     split = recipe.data.split
     sets = tuple(
-        {s: shards.open(path, split=split, scale=s) for s in _opened_scales(recipe, manifest, labels)}
-        for path, manifest in zip(paths, manifests, strict=True)
+        {
+            s: shards.ShardDataset(store, manifest, split, Scale.parse(s))
+            for s in _opened_scales(recipe, manifest, labels)
+        }
+        for store, manifest in zip(stores, manifests, strict=True)
     )
     sources = Sources(tuple(paths), manifests, sets, split)
     if not len(sources):
@@ -316,7 +339,7 @@ def needed_scales(recipe: Recipe, labels: Labels = "pixel") -> list[str]:
     return list(dict.fromkeys(scales))
 
 
-def check_split(path: Path, manifest: Manifest, split: str, labelled: bool = True) -> None:
+def check_split(path: Place, manifest: Manifest, split: str, labelled: bool = True) -> None:
     """Raise UserError unless the shard set has the split, with labels where they are needed."""
     if split not in manifest.splits:
         raise UserError(f"{path} has no split {split!r}; it holds {', '.join(manifest.splits)}: build it with seg-prep")
@@ -324,7 +347,7 @@ def check_split(path: Path, manifest: Manifest, split: str, labelled: bool = Tru
         raise UserError(f"split {split!r} of {path} has no labels; expected a labelled one")
 
 
-def check_scales(path: Path, manifest: Manifest, split: str, needed: Sequence[str]) -> None:
+def check_scales(path: Place, manifest: Manifest, split: str, needed: Sequence[str]) -> None:
     """Raise UserError unless the split holds every needed scale."""
     stored = list(manifest.splits[split].scales)
     missing = [scale for scale in needed if scale not in stored]
@@ -336,7 +359,7 @@ def check_scales(path: Path, manifest: Manifest, split: str, needed: Sequence[st
         )
 
 
-def check_classes(path: Path | str, first: ClassTable, other_path: Path | str, other: ClassTable) -> None:
+def check_classes(path: Place, first: ClassTable, other_path: Place, other: ClassTable) -> None:
     """Raise UserError, naming the first difference, unless both class tables are equal."""
     if first.digest == other.digest:
         return

@@ -11,9 +11,10 @@ import numpy as np
 
 from shards.classes import ClassTable
 from shards.errors import SettingsError
-from shards.manifest import MANIFEST, load_manifest
+from shards.manifest import load_manifest
+from shards.store import Place
 from train.class_match import Bools, Missing, Rule, listed
-from train.class_names import known_names, names_at, read_pairs
+from train.class_names import is_shard_set, known_names, names_at, read_pairs
 from train.evaluate import Split, open_for_scoring, open_split
 from train.run import Run
 
@@ -35,7 +36,7 @@ class Choice:
     base: str | None = None
 
 
-def open_target(run: Run, shard_set: Path, split: str, input_scale: str, choice: Choice) -> Split:
+def open_target(run: Run, shard_set: Place, split: str, input_scale: str, choice: Choice) -> Split:
     """A split to be scored by a run.
 
     Raises:
@@ -70,12 +71,12 @@ def classes_to_answer(run: Run, text: str) -> list[int] | None:
 def _names_to_answer(run: Run, text: str) -> frozenset[str]:
     """The names at a path; what a person has typed must be the run's, a shard set may have other classes too."""
     names = names_at(text, "--classes")
-    if (Path(text) / MANIFEST).is_file():
+    if is_shard_set(text):
         return frozenset(names)
     return known_names(names, run.classes, "--classes", f"run {run.folder}")
 
 
-def open_categories(run: Run, shard_set: Path, split: str, input_scale: str, base: str | None) -> Split:
+def open_categories(run: Run, shard_set: Place, split: str, input_scale: str, base: str | None) -> Split:
     """A split whose categories need not be the run's.
 
     Its base categories are those that `base` names; else those whose names the run has seen with pixel labels: base

@@ -293,7 +293,9 @@ class _Processes:
                 problem = batch.error
         except (RuntimeError, OSError, EOFError) as error:
             if not isinstance(error, RuntimeError):  # a connection that broke: its process is about to be gone
-                wait([worker.sentinel for worker in self._workers], timeout=GRACE_SECONDS)
+                ended = wait([worker.sentinel for worker in self._workers], timeout=GRACE_SECONDS)
+                for worker in (worker for worker in self._workers if worker.sentinel in ended):
+                    worker.join(GRACE_SECONDS)
             problem = self._gone(str(error))
             if problem is None:
                 raise

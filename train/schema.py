@@ -53,6 +53,8 @@ class Data(Section):
     a trial at the start finds faster (train/feed.py). No sample and no order depends on it.
     window, run: shards whose samples are mixed with each other in the order of an epoch, whole ("none") or in runs of
     so many samples from anywhere in the set (shards/order.py): window = 16, run = 4 mixes what is stored by class.
+    scaled_decode: with mode = "rescale", let JPEGs that shrink to 1/2 or less be decoded at 1/2, 1/4 or 1/8 first
+    (shards/codec/scaled.py): faster, and not quite the same pixels. Labels stay exact.
     target_stride: k > 1 softens the label to one cell for k x k pixels of the image, after augmentation: with
     model.head = "cosine" alone, whose loss is taken on that grid.
     """
@@ -66,6 +68,7 @@ class Data(Section):
     target_stride: Literal[1, 2, 4, 8, 16, 32] = 1
     loader: Literal["auto", "threads", "processes"] = "auto"
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+    scaled_decode: bool = False
     run: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(off)] = None
 
 

@@ -26,7 +26,7 @@ LADDER_ONLY = {
 # Settings that came after runs had been stored: at their default they are not stored, so that old runs go on.
 ADDED_LATER = {
     "eval": {"window", "stride"},
-    "data": {"target_stride", "loader", "window", "run"},
+    "data": {"target_stride", "loader", "window", "run", "scaled_decode"},
     "loss": {"aux_targets"},
     "model": {"drop_path", "spp", "short_units", "split_block"},
 }
@@ -84,6 +84,8 @@ def misfit(recipe: Recipe) -> str | None:
         return 'augment.rescale is set: expected data.mode = "rescale" (stored scales cannot be rescaled)'
     if data.mode == "rescale" and data.scales != ("1",):
         return f'data.scales = {list(data.scales)}: expected ["1"] with data.mode = "rescale", which reads scale 1'
+    if data.scaled_decode and data.mode != "rescale":
+        return 'data.scaled_decode = true: expected data.mode = "rescale" (stored scales are read as they are)'
     varied = data.mode == "rescale" or len(data.scales) > 1
     if varied and augment.crop is None and loop.batch // loop.accumulate > 1:
         return "augment.crop is off: expected [height, width], as samples of several sizes share a batch"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -144,23 +144,27 @@ class Sources:
         """
         source, place = self._locate(index)
         where = f"{self.paths[source]}/{self.split}/1 sample {place}"
-        members, hard = self.sets[source]["1"].members(place), self.hard(index)
+        members = self.sets[source]["1"].members(place)
+        hard = self._decoded_hard(members, where)
         size, suffix = wanted(hard.shape), next((s for s in ("jpg", "png", "webp") if s in members), "jpg")
         image = decode_image_scaled(members.get(suffix, b""), size, f"{where} [{suffix}]")
         shapes = [tuple(-(-side // factor) for side in hard.shape) for factor in (1, *FACTORS)]
         if image.shape[:2] not in shapes:
             raise FormatError(where, f"an image of {image.shape[:2]} found for a label of {hard.shape}", suffix)
-        return str(self.meta(index).get("key", "")), image, hard, size
+        return str(decode_meta(members.get("json", b""), f"{where} [json]").get("key", "")), image, hard, size
 
     def hard(self, index: int) -> U16:
         """The hard label at scale 1, uint16 [H, W], without decoding its image."""
         source, place = self._locate(index)
-        opened = self.sets[source]["1"]
-        where = f"{self.paths[source]}/{self.split}/1 sample {place} [seg.png]"
-        data = opened.members(place).get("seg.png")
+        where = f"{self.paths[source]}/{self.split}/1 sample {place}"
+        return self._decoded_hard(self.sets[source]["1"].members(place), where)
+
+    def _decoded_hard(self, members: Mapping[str, bytes], where: str) -> U16:
+        """The hard label among a sample's members."""
+        data = members.get("seg.png")
         if data is None:
-            raise FormatError(where, "no label there; build the shard set again with --fresh")
-        return decode_hard(data, len(self.classes), where)
+            raise FormatError(f"{where} [seg.png]", "no label there; build the shard set again with --fresh")
+        return decode_hard(data, len(self.classes), f"{where} [seg.png]")
 
     def tags(self, index: int, sample: shards.Sample) -> npt.NDArray[np.int64]:
         """The classes that an image shows, by what is stored of it: int64 [t], rising.

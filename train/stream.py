@@ -157,8 +157,11 @@ class Stream(Positioned):
     def _rescaled(self, index: int, rng: np.random.Generator) -> tuple[str, Any, shards.SoftLabel]:
         """The source image and label resized together at a random scale, uniform in its logarithm."""
         filter, labels = self.recipe.augment.filter, self.recipe.data.labels
-        key, image, hard = self.sources.labelled(index)
-        size = self.size(hard.shape, rng)
+        if self.recipe.data.scaled_decode:
+            key, image, hard, size = self.sources.reduced(index, lambda shape: self.size(shape, rng))
+        else:
+            key, image, hard = self.sources.labelled(index)
+            size = self.size(hard.shape, rng)
         image = shards.resize_image_to(image, size, filter)
         if labels in ("nearest", "nearest-corner"):
             return key, image, shards.SoftLabel.from_hard(nearest(hard, size, labels == "nearest-corner"))

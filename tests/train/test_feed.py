@@ -20,10 +20,11 @@ import pytest
 import torch
 
 import shards
+from shards.codec import ImageFormat, decode_image, encode_image
 from shards.errors import FormatError, SettingsError
 from tests.train.conftest import Call, recipe
 from tests.train.test_loop import LONG, equal, losses, trainer, weights
-from train import checkpoint, feed
+from train import checkpoint, feed, sources
 from train.batch import Batch, Item, targets_of
 from train.config import Recipe
 from train.distributed import World
@@ -238,10 +239,10 @@ def test_a_batch_that_ranks_do_not_divide_is_refused_before_anything_is_written(
     call: Call, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = recipe(loop={"batch": 4})
-    sources = open_sources([shard_set], config)
-    run = Run(tmp_path / "run", config, sources.classes, sources.describe())
+    opened = open_sources([shard_set], config)
+    run = Run(tmp_path / "run", config, opened.classes, opened.describe())
     with pytest.raises(SettingsError, match=r"loop.batch = 4: expected a multiple of 3 processes x 1"):
-        Trainer(run, Stream(sources, config), World(torch.device("cpu"), 0, 3), quiet=True)
+        Trainer(run, Stream(opened, config), World(torch.device("cpu"), 0, 3), quiet=True)
 
 
 # --- workers that end too early ----------------------------------------------------------------------------------
@@ -437,3 +438,60 @@ def test_the_clock_counts_waiting() -> None:
     seconds, waited = timed.lap()
     assert 0.05 <= waited <= seconds - 0.05
     assert timed.lap()[1] == 0
+
+
+# --- scaled decoding ---------------------------------------------------------------------------------------------
+
+
+def test_scaled_decoding_is_asked_for_and_changes_the_image_alone(
+    shard_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draws, keys and labels; the image comes from 1/2 of its size where it shrinks to that or less."""
+    members = shards.ShardDataset.members
+
+    def as_jpeg(self: shards.ShardDataset, i: int) -> dict[str, bytes]:
+        found = members(self, i)
+        pixels = decode_image(found.pop("png"))
+        return {"jpg": encode_image(pixels, ImageFormat("jpeg", 95)), **found}
+
+    def stream(scaled: bool, low: float, high: float) -> Stream:
+        data = {"mode": "rescale", "scales": ["1"], **({"scaled_decode": True} if scaled else {})}
+        config = recipe(data=data, augment={"rescale": [low, high], "crop": [32, 48]})
+        return Stream(open_sources([shard_set], config), config)
+
+    whole = [stream(False, 0.3, 0.5).item(position) for position in range(4)]
+    png = [stream(True, 0.3, 0.5).item(position) for position in range(4)]
+    monkeypatch.setattr(shards.ShardDataset, "members", as_jpeg)
+    asked: list[tuple[int, ...]] = []
+    decode = sources.decode_image_scaled
+    monkeypatch.setattr(
+        sources, "decode_image_scaled", lambda *args: asked.append((found := decode(*args)).shape) or found
+    )
+    small = [stream(True, 0.3, 0.5).item(position) for position in range(4)]
+    assert set(asked) == {(32, 48, 3)}
+    for one, same, other in zip(whole, png, small, strict=True):
+        assert one.key == same.key == other.key
+        assert np.array_equal(one.image, same.image)  # a PNG has no scales
+        assert np.array_equal(one.targets.base, other.targets.base)
+        assert np.array_equal(one.targets.weights, other.targets.weights)
+        apart = np.abs(one.image.astype(float) - other.image)
+        assert 0 < apart.mean() < 12
+    stream(True, 0.51, 0.9).item(0)
+    assert asked[-1] == (64, 96, 3)
+    with pytest.raises(SettingsError, match=r"scaled_decode = true: expected data.mode = \"rescale\""):
+        recipe(data={"scaled_decode": True})
+    assert "scaled_decode" not in recipe().to_dict()["data"]
+
+
+def test_a_scaled_image_must_fit_its_label(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = shards.ShardDataset.members
+    other = encode_image(np.zeros((64, 80, 3), np.uint8), ImageFormat("jpeg", 95))
+    monkeypatch.setattr(
+        shards.ShardDataset,
+        "members",
+        lambda self, i: {**{k: v for k, v in members(self, i).items() if k != "png"}, "jpg": other},
+    )
+    data = {"mode": "rescale", "scales": ["1"], "scaled_decode": True}
+    config = recipe(data=data, augment={"rescale": [0.3, 0.5], "crop": [32, 48]})
+    with pytest.raises(FormatError, match=r"an image of \(64, 80\) found for a label of \(64, 96\)"):
+        Stream(open_sources([shard_set], config), config).item(0)

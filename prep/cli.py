@@ -129,6 +129,11 @@ def _run_options(command: F) -> F:
     for option in (
         click.option("--quiet", is_flag=True, help="Print nothing but errors."),
         click.option("--fresh", is_flag=True, help="Remove the build that is in --out and start over."),
+        click.option(
+            "--update",
+            is_flag=True,
+            help="Bring the finished set in --out up to date with its source; only shards that change are rewritten.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
         click.option(
             "--max-bad",
@@ -187,7 +192,8 @@ def command(
         say(describe_plan(make_checked_plan(reader, settings, out)))
         return 0
     workers = options["workers"] or os.cpu_count() or 1
-    outcome = build(reader, settings, out, workers=workers, fresh=options["fresh"], quiet=options["quiet"])
+    run = {name: options[name] for name in ("fresh", "update", "quiet")}
+    outcome = build(reader, settings, out, workers=workers, **run)
     text = describe_outcome(outcome, out, options["max_bad"])
     if outcome.bad:
         click.echo(text, err=True)

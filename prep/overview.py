@@ -9,6 +9,7 @@ from pathlib import Path
 from prep.build.encode import FULL
 from prep.build.plan import Plan
 from prep.build.settings import MB
+from prep.build.update import SplitChange
 from prep.datasets import dataset_names, load_reader
 from prep.pipeline import Outcome
 from prep.raw import Reader
@@ -64,11 +65,13 @@ def describe_outcome(outcome: Outcome, out: Path, max_bad: int) -> str:
     manifest, state = outcome.manifest, outcome.state
     splits = ", ".join(f"{name} {split.samples}" for name, split in manifest.splits.items())
     if state is None:
-        lines = [f"{out} is complete with these settings ({splits} samples); nothing to do"]
+        state_of = "is up to date with its source" if outcome.changes else "is complete with these settings"
+        lines = [f"{out} {state_of} ({splits} samples); nothing to do"]
     else:
         size = sum(file.bytes for file in manifest.all_files())
         rate = sum(split.samples for split in manifest.splits.values()) / max(state.seconds, 1e-9)
         lines = [f"{out}: {splits} samples, {_size(size)}, {state.seconds:.1f} s ({rate:.1f} samples/s)"]
+        lines += [_describe_change(name, change, manifest.format) for name, change in outcome.changes.items()]
     if outcome.bad:
         lines += [f"  {bad.split} {bad.key}: {bad.reason}" for bad in outcome.bad[:_SHOWN]]
         if len(outcome.bad) > _SHOWN:
@@ -76,9 +79,17 @@ def describe_outcome(outcome: Outcome, out: Path, max_bad: int) -> str:
         verdict = "more than" if len(outcome.bad) > max_bad else "within"
         lines.append(
             f"{len(outcome.bad)} samples quarantined, {verdict} --max-bad {max_bad}: see {out / 'quarantine.jsonl'}; "
-            "to take them in, mend the source and build again with --fresh"
+            "to take them in, mend the source and build again with --update"
         )
     return "\n".join(lines)
+
+
+def _describe_change(split: str, change: SplitChange, format_: str) -> str:
+    files = "stores" if format_ == "zarr" else "shards"
+    return (
+        f"  {split}: {change.unchanged} samples unchanged, {change.added} added, {change.changed} changed, "
+        f"{change.removed} removed; {change.kept} {files} kept, {change.rewritten} rewritten"
+    )
 
 
 def _size(count: int) -> str:

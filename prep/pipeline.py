@@ -2,28 +2,32 @@
 
     outcome = build(load_reader("camvid"), Settings("camvid", root, ...), out, workers=4)
 
-A build that is interrupted at any moment continues with the same call and ends in the same bytes.
+A build that is interrupted at any moment continues with the same call and ends in the same bytes. With `update=True` a
+finished set is brought up to date with its source instead; see `prep.build.update`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prep.build import outdir
 from prep.build.encode import BadSample, Job
 from prep.build.journal import Journal, read_journal
 from prep.build.plan import Plan, make_plan
-from prep.build.publish import check_sizes, publish_build, read_quarantine
+from prep.build.previous import Previous
+from prep.build.publish import check_samples, check_sizes, publish_build, read_quarantine
 from prep.build.settings import Settings, describe_differences, library_versions
 from prep.build.state import BuildState, last_consistent
+from prep.build.update import SplitChange, clear_the_way, compare, is_same, open_previous, prepare, told_changes
 from prep.build.worker import encode_chunks
 from prep.build.writer import ChunkWriter
 from prep.raw import Reader
 from shards.codec import ImageFormat
-from shards.errors import SettingsError
+from shards.errors import FormatError, SettingsError
 from shards.manifest import MANIFEST, Manifest, load_manifest
 from shards.terminal import Progress
 
@@ -36,48 +40,82 @@ class Outcome:
         state: what was counted; None where the build was complete before.
         bad: quarantined samples, in sample order.
         resumed: samples' chunks that earlier runs had done.
+        changes: of an update, {split: what it did}.
     """
 
     manifest: Manifest
     state: BuildState | None
     bad: list[BadSample]
     resumed: int = 0
+    changes: Mapping[str, SplitChange] = field(default_factory=dict)
 
 
 def build(
-    reader: Reader, settings: Settings, out: Path, *, workers: int = 1, fresh: bool = False, quiet: bool = False
+    reader: Reader,
+    settings: Settings,
+    out: Path,
+    *,
+    workers: int = 1,
+    fresh: bool = False,
+    update: bool = False,
+    quiet: bool = False,
 ) -> Outcome:
     """Build a shard set, or continue one.
 
+    Args:
+        fresh: remove the build that is there first.
+        update: bring a finished set up to date with its source; the result is that of `fresh`.
+
     Raises:
         UserError: the root, the splits or the settings do not fit, or the folder is another build's.
+        FormatError: the set that is to be updated is damaged.
         OSError: the disk is full; what is journaled stays and is continued.
     """
+    if fresh and update:
+        raise SettingsError("--fresh and --update found: expected one of them, to start over or to keep what can be")
     plan = make_checked_plan(reader, settings, out)
-    if not fresh and (found := _finished(plan, out)):
-        return Outcome(found, None, read_quarantine(found, out))
+    finished = None if fresh else _published(out)
+    if finished and not update:
+        _check_finished(finished, plan, out)
+        return Outcome(finished, None, read_quarantine(finished, out))
     if fresh or not outdir.is_ours(out):
         outdir.check_no_foreign(out)
-    job = Job(
-        reader,
+    with outdir.locked(out) as folder:
+        if fresh:
+            outdir.clear(out)
+        elif _published(out) != finished:  # since we looked, before the lock was ours
+            raise SettingsError(f"another seg-prep finished its build in {out} just now: run the same command again")
+        previous = open_previous(plan, finished, out) if finished else None
+        state, journal = _start_or_continue(plan, folder, out, previous)
+        resumed = state.chunks
+        with closing(ChunkWriter(plan, folder, journal, state, previous)) as writer:
+            _run(plan, _job(plan, previous, folder), writer, workers, quiet)
+            journal.sync()
+        check_samples(plan, state)
+        if previous:
+            changes = compare(plan, state, previous, folder)
+            if is_same(plan, state, previous):
+                outdir.remove_held(folder)
+                return Outcome(previous.manifest, None, state.bad, resumed, changes)
+            prepare(plan, state, previous, folder, changes)
+        changes = told_changes(folder)
+        if changes:
+            clear_the_way(state, folder, out)
+        return Outcome(publish_build(plan, state, folder, out), state, state.bad, resumed, changes)
+
+
+def _job(plan: Plan, previous: Previous | None, folder: Path) -> Job:
+    settings = plan.settings
+    return Job(
+        plan.reader,
         settings.root,
         settings.scales,
         settings.filter,
         ImageFormat.parse(settings.image_format),
         settings.weak,
         settings.weak_crop,
+        previous.known(folder / "known.npy") if previous else None,
     )
-    with outdir.locked(out) as folder:
-        if fresh:
-            outdir.clear(out)
-        elif (out / MANIFEST).exists():  # since we looked, before the lock was ours
-            raise SettingsError(f"another seg-prep finished its build in {out} just now: run the same command again")
-        state, journal = _start_or_continue(plan, folder, out)
-        resumed = state.chunks
-        with closing(ChunkWriter(plan, folder, journal, state)) as writer:
-            _run(plan, job, writer, workers, quiet)
-            journal.sync()
-        return Outcome(publish_build(plan, state, folder, out), state, state.bad, resumed)
 
 
 def make_checked_plan(reader: Reader, settings: Settings, out: Path | None) -> Plan:
@@ -89,31 +127,52 @@ def make_checked_plan(reader: Reader, settings: Settings, out: Path | None) -> P
     return plan
 
 
-def _finished(plan: Plan, out: Path) -> Manifest | None:
-    """The manifest of a complete build with the same settings; SettingsError where they differ or files are gone."""
-    if not (out / MANIFEST).is_file() or not outdir.is_ours(out):
-        return None
-    manifest = load_manifest(out)
-    _check_same(manifest.settings, plan.identity, out, "a complete build")
+def _published(out: Path) -> Manifest | None:
+    """The manifest of a complete build."""
+    return load_manifest(out) if (out / MANIFEST).is_file() and outdir.is_ours(out) else None
+
+
+def _check_finished(manifest: Manifest, plan: Plan, out: Path) -> None:
+    """SettingsError where a complete build has other settings, FormatError where files of it are gone."""
+    differences = describe_differences(manifest.settings, plan.identity)
+    if differences:
+        remedy = "bring it up to date with --update" if differences.startswith("the source's") else "go back to those"
+        raise SettingsError(
+            f"{out} holds a complete build that differs in {differences}: {remedy}, choose another --out, or start "
+            "over with --fresh"
+        )
     check_sizes(manifest, out)
     outdir.remove_build_folder(out)  # left behind where a kill came after the manifest
-    return manifest
 
 
-def _start_or_continue(plan: Plan, folder: Path, out: Path) -> tuple[BuildState, Journal]:
+def _start_or_continue(plan: Plan, folder: Path, out: Path, previous: Previous | None) -> tuple[BuildState, Journal]:
     path = folder / outdir.JOURNAL
-    head: dict[str, Mapping[str, object]] = {"settings": plan.identity, "libraries": library_versions()}
+    head: dict[str, object] = {"settings": plan.identity, "libraries": library_versions()}
     lines = read_journal(path)
+    if previous:
+        return _start_or_continue_update(path, lines, head | {"update": previous.manifest.digest}, out)
     if not lines:
         outdir.check_no_foreign(out)
         outdir.clear(out)  # what a --fresh that was killed has left: a new build must not take it for its own
         return BuildState(), Journal.create(path, head)
-    _check_same(lines[0][0].get("settings", {}), plan.identity, out, "an unfinished build")
-    _check_same(
-        lines[0][0].get("libraries", {}), head["libraries"], out, "an unfinished build by other library versions"
-    )
+    old = lines[0][0]
+    _check_same(old.get("settings", {}), plan.identity, out, "an unfinished build")
+    _check_same(old.get("libraries", {}), library_versions(), out, "an unfinished build by other library versions")
     state, length = last_consistent(path, folder, out)
+    if "update" in old and (state.chunks < plan.chunk_count or not (folder / outdir.UPDATE).exists()):
+        raise FormatError(path, "the update that it is of has lost files: start over with --fresh")
     return state, Journal.reopen(path, length)
+
+
+def _start_or_continue_update(
+    path: Path, lines: list[tuple[dict[str, Any], int]], head: Mapping[str, object], out: Path
+) -> tuple[BuildState, Journal]:
+    """An update that began on the same set and the same source goes on; of any other nothing is kept."""
+    if lines and all(lines[0][0].get(name) == value for name, value in head.items()):
+        state, length = last_consistent(path, path.parent, out)
+        return state, Journal.reopen(path, length)
+    outdir.clear_building(out)
+    return BuildState(), Journal.create(path, head)
 
 
 def _check_same(old: Mapping[str, object], new: Mapping[str, object], out: Path, what: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from shards.errors import naming
 from shards.index import encode_entry
@@ -73,6 +73,7 @@ class ShardRecord:
         bytes, sha256: of the file up to here.
         samples: how many it holds.
         index_bytes, index_sha256: of the sample index beside it.
+        kept: number of the shard of an earlier set that this is, byte for byte, so that nothing is written.
     """
 
     stream: str
@@ -82,6 +83,7 @@ class ShardRecord:
     samples: int
     index_bytes: int
     index_sha256: str
+    kept: int | None = None
 
     @property
     def name(self) -> str:
@@ -94,7 +96,7 @@ class ShardRecord:
         return self.name.removesuffix(".tar") + ".index.jsonl"
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ShardRecord:
@@ -135,7 +137,7 @@ class ShardStream:
         self._closed: list[ShardRecord] = []
 
     @classmethod
-    def resume(cls, folder: Path, position: ShardRecord, limit: int) -> ShardStream:
+    def resume(cls, folder: Path, position: ShardRecord, limit: int) -> Self:
         """Continue a partial shard; what the files hold beyond the position is cut off."""
         stream = cls(folder, position.stream, limit, position.shard)
         stream._samples = position.samples

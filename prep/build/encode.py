@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from prep.build.known import Known
 from prep.build.source import Source, read_source
 from prep.decode import SourceImage, decode_source
 from prep.places import printable
@@ -45,6 +46,7 @@ class Job:
     image_format: ImageFormat
     weak: bool = False  # image-level labels instead of pixel labels
     weak_crop: int | None = None  # pixels; windows of this size instead of whole images
+    known: Known | None = None  # of an update: the source samples of the set before
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,20 @@ class EncodedSource:
     Attributes:
         digest: of the source sample; see `prep.build.source`.
         parts: its stored samples, several where it is cut into windows; or the one that is quarantined.
+        kept: where an update knows the digest: its line, over all splits; the set before holds what it became.
     """
 
     digest: str
-    parts: tuple[EncodedSample | BadSample, ...]
+    parts: tuple[EncodedSample | BadSample, ...] = ()
+    kept: int | None = None
 
 
 def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSource:
-    """Encode a sample at all scales, or say why it cannot be used."""
+    """Encode a sample at all scales, or say why it cannot be used; or only that the set before has it."""
     prefix = f"{job.reader.name} {sample.key}: "
     source = read_source(job.root, split, sample, prefix, FULL in job.scales and not job.weak)
+    if job.known is not None and (line := job.known.find(source.digest)) is not None:
+        return EncodedSource(source.digest, kept=line)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and the like: the pixels are what counts

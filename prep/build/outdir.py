@@ -19,6 +19,9 @@ from shards.errors import SettingsError
 BUILD = ".build"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+READY = "ready"  # files that an update moves into place as they are
+UPDATE = "update.json"  # what an update has changed; there before the old set is touched
+MOVED = "moved"  # nothing is left of the old set but what is ready
 _OURS = re.compile(
     r"\.?(manifest\.json|README\.md|stats\.json|quarantine\.jsonl|[a-z]+-audit\.json)(\.tmp)?"
     r"|\.build/.*|[^/]+/sources\.jsonl"
@@ -28,7 +31,7 @@ _OURS = re.compile(
 
 def check_place(out: Path, root: Path) -> None:
     """Refuse places where a build would mix with other things; SettingsError says which."""
-    out, root = out.resolve(), root.resolve()
+    out, root = Path(os.path.realpath(out)), Path(os.path.realpath(root))  # resolve() fails at links in a circle
     if out.exists() and not out.is_dir():
         raise SettingsError(f"{out} is a file: expected a folder for --out")
     if root.is_relative_to(out):
@@ -71,16 +74,28 @@ def check_no_foreign(out: Path) -> None:
 def clear(out: Path) -> None:
     """Remove a build of ours, finished or not, where `check_no_foreign` found no other file and the lock is held.
 
-    The manifest goes first, so that nothing half-removed looks whole.
+    The manifest goes first, so that nothing half-removed looks whole; then the journal, so that nothing half-removed is
+    continued.
     """
     (out / "manifest.json").unlink(missing_ok=True)
+    (out / BUILD / JOURNAL).unlink(missing_ok=True)
+    clear_published(out)
+    clear_building(out)
+
+
+def clear_published(out: Path) -> None:
+    """Remove everything but the build folder."""
     for path in sorted(out.iterdir()):
         if path.is_dir() and path.name != BUILD:
             if _files(path):  # empty folders may be anybody's
                 shutil.rmtree(path)
         elif path.name != BUILD:
             path.unlink()
-    for path in sorted((out / BUILD).iterdir()):  # the lock file stays: it is held
+
+
+def clear_building(out: Path) -> None:
+    """Remove what is in the build folder; the lock file stays: it is held."""
+    for path in sorted((out / BUILD).iterdir()):
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != LOCK:
@@ -100,8 +115,13 @@ def locked(out: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another error (no locks on this file system) is told as it is
+        except BlockingIOError:
             raise _busy(out) from None
+        except OSError as error:
+            raise SettingsError(
+                f"{out} is on a file system without locks ({error.strerror}): expected one that has them; choose "
+                "another --out"
+            ) from None
         if not _is_file(handle, build / LOCK):  # the other build ended between our two lines, and took it away
             raise _busy(out)
         yield build
@@ -139,4 +159,9 @@ def remove_build_folder(out: Path) -> None:
     """Remove the build folder of a build that is published."""
     if (out / BUILD).is_dir():
         with locked(out) as build:
-            shutil.rmtree(build)
+            remove_held(build)
+
+
+def remove_held(build: Path) -> None:
+    """Remove a build folder whose lock is held."""
+    shutil.rmtree(build)

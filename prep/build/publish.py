@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prep.build.encode import BadSample
+from prep.build.outdir import READY, UPDATE
 from prep.build.plan import Plan
 from prep.build.sources import SOURCES, building_name
 from prep.build.state import BuildState
@@ -108,9 +109,10 @@ def _publish_sources(state: BuildState, split: str, folder: Path, out: Path) -> 
 def _publish_tars(records: Sequence[ShardRecord], folder: Path, place: Path) -> ScaleSet:
     """Rename shards and their indexes into place; those that an earlier run has moved stay."""
     for record in records:
+        source = folder if record.kept is None else folder / READY
         for name in (record.index_name, record.name):
-            if (folder / name).exists():
-                (folder / name).replace(place / name)
+            if (source / name).exists():
+                (source / name).replace(place / name)
     return ScaleSet(
         groups=[record.samples for record in records],
         shards=[
@@ -128,22 +130,43 @@ def _publish_tars(records: Sequence[ShardRecord], folder: Path, place: Path) -> 
     )
 
 
+def store_name(stream: str) -> str:
+    """Name of a Zarr store, such as "val-1-4.zarr"."""
+    return f"{stream.replace('/', '-')}.zarr"
+
+
 def _publish_store(records: Sequence[ShardRecord], folder: Path, place: Path, out: Path) -> ScaleSet:
-    """Pack the tar shards, which stay in the build folder, into one Zarr store and rename that into place."""
-    name = f"{records[0].stream.replace('/', '-')}.zarr"
-    if not (place / name).exists():
-        shutil.rmtree(folder / name, ignore_errors=True)
-        tars = [(folder / r.name, decode_index((folder / r.index_name).read_bytes(), r.index_name)) for r in records]
-        with naming(folder / name):
-            pack(tars, folder / name)
-        _sync_tree(folder / name)  # a store in place counts as whole, even after a power cut
-        (folder / name).replace(place / name)
-    paths = sorted(path for path in (place / name).rglob("*") if path.is_file())
+    """Rename the Zarr store of a split at a scale into place, packed now where an update has not done so."""
+    stream = records[0].stream
+    store = place / store_name(stream)
+    if not store.exists():
+        ready = folder / READY / store.name
+        (ready if ready.exists() else pack_store(records, folder)).replace(store)
+    known = kept_stores(folder).get(stream)
+    paths = sorted(path for path in store.rglob("*") if path.is_file()) if known is None else []
     return ScaleSet(
         groups=[record.samples for record in records],
-        store=(place / name).relative_to(out).as_posix(),
-        files=[_hash(path, out) for path in paths],
+        store=store.relative_to(out).as_posix(),
+        files=[_hash(path, out) for path in paths] if known is None else known,
     )
+
+
+def pack_store(records: Sequence[ShardRecord], folder: Path) -> Path:
+    """Pack the tar shards, which stay in the build folder, into one Zarr store; it is on disk when this returns."""
+    store = folder / store_name(records[0].stream)
+    shutil.rmtree(store, ignore_errors=True)
+    tars = [(folder / r.name, decode_index((folder / r.index_name).read_bytes(), r.index_name)) for r in records]
+    with naming(store):
+        pack(tars, store)
+    _sync_tree(store)  # a store in place counts as whole, even after a power cut
+    return store
+
+
+def kept_stores(folder: Path) -> dict[str, list[File]]:
+    """{stream: files} of the Zarr stores that an update keeps; their checksums stay those of the old manifest."""
+    path = folder / UPDATE
+    told = json.loads(path.read_bytes())["stores"] if path.exists() else {}
+    return {stream: [File.model_validate(file) for file in files] for stream, files in told.items()}
 
 
 def _sync_tree(folder: Path) -> None:

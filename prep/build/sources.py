@@ -48,8 +48,10 @@ def encode_line(digest: str, counts: Counts, scales: Sequence[Scale]) -> bytes:
 def decode_line(line: bytes, scales: Sequence[Scale], where: str | Path, number: int) -> tuple[str, Counts]:
     """(digest, counts) of line `number`, counted from 1; raises FormatError."""
     try:
-        row: list[Any] = json.loads(line)
-        digest, samples, pixels, images, mixed, tally = [*row, *({}, {}, [], {})[len(row) - 2 :]]
+        row: Any = json.loads(line)
+        if not isinstance(row, list) or not 2 <= len(row) <= 6:
+            raise ValueError("of another length")
+        digest, samples, pixels, images, mixed, tally = row + [{}, {}, [], {}][len(row) - 2 :]
         counts = Counts(int(samples), _counter(pixels), _counter(images), {}, Counter(tally))
         counts.images.update(counts.pixels.keys())
         for at, scale in enumerate(scales if mixed else ()):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prep.build.counts import Counts
 from prep.build.encode import BadSample
 from prep.build.journal import read_journal
+from prep.build.outdir import READY
 from prep.build.plan import Chunk
 from prep.build.sources import SOURCES, SourcesRecord, building_name
 from shards.shardfile import ShardRecord, hash_prefix
+
+Pairs = tuple[tuple[int, tuple[Path, ...]], ...]  # bytes, and the paths of which one must have them
 
 
 @dataclass
@@ -26,6 +30,7 @@ class BuildState:
         counts: {split: what was counted}.
         sources: {split: how far its list of source samples has got}.
         bad: quarantined samples, in sample order.
+        new: of an update, {split: hashes of the keys of samples that the set before does not have}.
         seconds: time taken, over all runs.
     """
 
@@ -35,6 +40,7 @@ class BuildState:
     counts: dict[str, Counts] = field(default_factory=dict)
     sources: dict[str, SourcesRecord] = field(default_factory=dict)
     bad: list[BadSample] = field(default_factory=list)
+    new: dict[str, array[int]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -45,6 +51,7 @@ class BuildState:
         self.counts.setdefault(line["split"], Counts()).add(Counts.from_dict(line["counts"]))
         self.sources[line["split"]] = SourcesRecord(**line["sources"])
         self.bad += [BadSample(**value) for value in line["bad"]]
+        self.new.setdefault(line["split"], array("Q")).extend(line.get("new", ()))
         self.seconds = float(line["seconds"])
 
 
@@ -56,6 +63,7 @@ def chunk_line(
     counts: Counts,
     sources: SourcesRecord,
     bad: Sequence[BadSample],
+    new: Sequence[int],
     seconds: float,
 ) -> dict[str, Any]:
     """The journal line of a chunk whose bytes are written."""
@@ -67,6 +75,7 @@ def chunk_line(
         "counts": counts.to_dict(),
         "sources": dict(vars(sources)),
         "bad": [sample.to_dict() for sample in bad],
+        **({"new": list(new)} if new else {}),
         "seconds": round(seconds, 3),
     }
 
@@ -102,6 +111,7 @@ def _holds(state: BuildState, folder: Path, published: Path) -> bool:
             _prefix_is(folder / record.name, record.bytes, record.sha256)
             and _prefix_is(folder / record.index_name, record.index_bytes, record.index_sha256)
             for record in state.open.values()
+            if record.kept is None
         )
         and all(
             any(
@@ -114,9 +124,19 @@ def _holds(state: BuildState, folder: Path, published: Path) -> bool:
 
 
 def _closed_holds(record: ShardRecord, folder: Path, published: Path) -> bool:
-    """Closed shards were synced before their journal line was written, so their size vouches for them."""
-    wanted = ((record.name, record.bytes), (record.index_name, record.index_bytes))
-    return all(size in (_size(folder / name), _size(published / record.stream / name)) for name, size in wanted)
+    """Closed shards were synced before their journal line was written, so their size vouches for them.
+
+    Those that are kept lie where the set before has them, or are on their way to their new names.
+    """
+    place = published / record.stream
+    if record.kept is None:
+        pairs: Pairs = ((record.bytes, (folder / record.name, place / record.name)),)
+        pairs += ((record.index_bytes, (folder / record.index_name, place / record.index_name)),)
+    else:
+        old, ready = replace(record, shard=record.kept), folder / READY
+        pairs = ((record.bytes, (place / old.name, ready / record.name, place / record.name)),)
+        pairs += ((record.index_bytes, (place / old.index_name, ready / record.index_name, place / record.index_name)),)
+    return all(size == 0 or size in map(_size, paths) for size, paths in pairs)
 
 
 def _prefix_is(path: Path, length: int, sha256: str) -> bool:

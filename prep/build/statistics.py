@@ -1,4 +1,4 @@
-"""stats.json: what is in a shard set, per split and class, and how long it took (the only file that holds times)."""
+"""stats.json: what is in a shard set, per split and class, and what may differ between equal sets: times, libraries."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from prep.build.counts import Counts
 from prep.build.plan import Plan
+from prep.build.settings import library_versions
 from prep.build.state import BuildState
 from shards import IGNORE
 from shards.manifest import Manifest
@@ -22,6 +23,7 @@ def summarise(plan: Plan, state: BuildState, manifest: Manifest) -> dict[str, An
         "dataset": plan.reader.name,
         "source_bytes": plan.source_bytes,
         "splits": {name: _summarise_split(plan, state, name, manifest) for name in manifest.splits},
+        "libraries": library_versions(),
         "time": {"seconds": round(seconds, 3), "samples_per_second": round(plan.samples / seconds, 2)},
     }
 

@@ -28,7 +28,7 @@ def run_build(
     **options: Any,
 ) -> Outcome:
     """`prep.pipeline.build`, quiet; settings and run options by name, the reader's own options in `given`."""
-    run = {name: options.pop(name) for name in ("workers", "fresh") if name in options}
+    run = {name: options.pop(name) for name in ("workers", "fresh", "update") if name in options}
     given = dict(given or {})
     settings = Settings(dataset, root, scales=Scale.parse_many(scales), options=tuple(sorted(given.items())), **options)
     return build(load_reader(dataset).bind(root, given), settings, out, quiet=True, **run)

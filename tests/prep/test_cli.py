@@ -69,7 +69,7 @@ def test_help_has_an_example_and_every_option_says_what_it_does() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
     assert "Example:" in text
     names = (
-        "root out split scales filter format workers shard-size image-format limit max-bad dry-run fresh list quiet "
+        "root out split scales filter format workers shard-size image-format limit max-bad dry-run fresh update list "
     )
     names += "quiet classes weak weak-crop aug release overlap protocol labels map-to"
     for option in names.split():

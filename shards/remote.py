@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 KEPT = 16  # files that stay open; those evicted meanwhile go on taking space
 FETCHERS = 2  # threads that read ahead
 SLOWEST = 1024  # bytes a second; what is slower counts as stalled
+FIRST_RETRIES = 2  # at most, for the manifest: a wrong address should show soon
 FURTHER = 1 << 16  # bytes that make a connection worth it, though it failed
 USED = 60.0  # seconds between notes that a file is in use
 CHANGED = "the remote file has changed under the same name, or its copy there is damaged: publish the whole set again"
@@ -74,7 +76,7 @@ class RemoteStore:
                 raise FaultError(f"connection cut after {len(data)} of {stream.total} bytes")
 
         try:
-            self._persist(where, lambda: (path, 0), take)
+            self._persist(path, lambda: 0, take, min(self._settings.retries, FIRST_RETRIES))
         except MissingError as error:
             raise UserError(
                 f"no {path} found in {self.name} ({error}); expected a shard set: check the address"
@@ -149,7 +151,8 @@ class RemoteStore:
             part.restart()
         try:
             if part.length < file.bytes:
-                self._persist(where, lambda: (file.path, part.length), lambda stream: self._take(file, part, stream))
+                take = partial(self._take, file, part)
+                self._persist(file.path, lambda: part.length, take, self._settings.retries)
             if part.sha256 != file.sha256:
                 raise ChangedError(f"sha256 {part.sha256[:12]}... found; the manifest has {file.sha256[:12]}...")
         except MissingError as error:
@@ -187,27 +190,32 @@ class RemoteStore:
                     raise FaultError(f"only {came} bytes came in {took:.0f} s")
                 began, came = time.monotonic(), 0
 
-    def _persist(self, where: str, place: Callable[[], tuple[str, int]], take: Callable[[Stream], None]) -> None:
-        """Connect at a place and take what comes, again after faults, as long as it helps.
+    def _persist(self, path: str, start: Callable[[], int], take: Callable[[Stream], None], retries: int) -> None:
+        """Connect and take what comes, again after faults, as long as it helps.
+
+        Args:
+            path: of the file.
+            start: where in it to begin, asked for each time.
+            take: what to do with what comes.
+            retries: see there.
 
         Raises:
             UserError: refused, or ``retries`` connections in a row got no further than those before them.
             MissingError, ChangedError: as they come.
         """
-        failed, furthest = 0, -1
+        failed, furthest, where = 0, -1, f"{self.name}/{path}"
         while True:
-            path, start = place()
             try:
-                with self._source.read(path, start) as stream:
+                with self._source.read(path, start()) as stream:
                     take(stream)
                 return
             except RefusedError as error:
                 raise UserError(f"{where}: refused ({error}): {_REMEDY_REFUSED}") from error
             except FaultError as error:
-                reached = place()[1]
+                reached = start()
                 failed = 1 if furthest >= 0 and reached >= furthest + FURTHER else failed + 1
                 furthest = max(furthest, reached)
-                if failed > self._settings.retries:
+                if failed > retries:
                     tried = f"{failed} tries" if failed > 1 else "1 try"
                     raise UserError(f"{where}: {error}, after {tried}: {_REMEDY_FAULT}") from error
             time.sleep(min(self._settings.pause * 2 ** (failed - 1), self._settings.timeout))

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from shards.classes import ClassTable
+from shards.classes import IGNORE, ClassTable
 from shards.dataset import Sample, ShardDataset
 from shards.dataset import open_split as open
 from shards.errors import FormatError, LayoutError, SampleError, SegshardsError, SettingsError, UserError
@@ -20,7 +20,7 @@ from shards.order import epoch_order
 from shards.resize import resize_image, resize_image_to
 from shards.scale import Scale
 from shards.soften import resize_pair, soften, soften_to
-from shards.softlabel import IGNORE, SoftLabel
+from shards.softlabel import SoftLabel
 
 __version__ = "0.1.0"
 __all__ = [

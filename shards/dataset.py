@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -69,7 +69,7 @@ class ShardDataset:
         """Sample by index (negative from the end) or key; raises IndexError, UserError (unknown key), FormatError."""
         return self.sample(index)
 
-    def sample(self, index: int | str, without: Collection[Part] = ()) -> Sample:
+    def sample(self, index: int | str, without: tuple[Part, ...] = ()) -> Sample:
         """As ``self[index]``, but what is named in ``without`` is not decoded and None: hard, soft, instances."""
         i = self.position(index)
         members, where = self._reader.members(i), self._reader.where(i)

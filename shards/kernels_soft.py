@@ -41,15 +41,13 @@ def mark_borders(base: Any, edge: Any) -> int:
             left, right = row[j - 1 if j else w - 1], row[j + 1 if j + 1 < w else 0]
             odd = (row[j] ^ up[j]) | (row[j] ^ down[j]) | (row[j] ^ left) | (row[j] ^ right)
             marks[j] = 1 if odd else 0
-        count = np.uint32(0)
         for j in range(w):
-            count += marks[j]
-        found += count
+            found += marks[j]
     return found
 
 
 @jit
-def _bit(bits: Any, at: int) -> int:
+def _bit(bits: Any, at: int) -> Any:
     return (bits[at >> 3] >> (7 - (at & 7))) & 1
 
 

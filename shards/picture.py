@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from shards.classes import ClassTable
-from shards.softlabel import IGNORE, U16, SoftLabel
+from shards.classes import IGNORE, ClassTable
+from shards.softlabel import U16, SoftLabel
 
 U8 = npt.NDArray[np.uint8]
 VOID_COLOUR = (0, 0, 0)

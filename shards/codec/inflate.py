@@ -5,12 +5,16 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-try:
-    from zlib_ng import zlib_ng as _fast
-except ImportError:  # a platform without wheels
-    _fast = zlib  # type: ignore[assignment]
 
-_zlib: Any = _fast
+def _fastest() -> Any:
+    try:
+        from zlib_ng import zlib_ng
+    except ImportError:  # a platform without wheels
+        return zlib
+    return zlib_ng
+
+
+_zlib = _fastest()
 ZLIB, RAW = 15, -15  # what stands around the deflated data: zlib's header and checksum (PNG), nothing (ZIP)
 
 

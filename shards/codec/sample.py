@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ class Sample:
     meta: dict[str, Any]
 
 
-def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str, without: Collection[Part] = ()) -> Sample:
+def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str, without: tuple[Part, ...] = ()) -> Sample:
     """A Sample from its stored members.
 
     Args:

@@ -50,7 +50,7 @@ def epoch_order(
     chosen = random.permutation(len(sizes))
     starts, counts = (np.cumsum(sizes) - sizes)[chosen], sizes[chosen]
     ends = np.cumsum(counts)
-    order = np.arange(counts.sum(), dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
+    order: npt.NDArray[np.int64] = np.arange(counts.sum(), dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
     for first in range(0, len(chosen), window):
         low, high = ends[first] - counts[first], ends[min(first + window, len(chosen)) - 1]
         order[low:high] = random.permutation(order[low:high])

@@ -122,7 +122,7 @@ def decode_image(data: bytes, where: str | Path = "<memory>") -> U8:
         if facts.mode not in EIGHT_BIT:
             raise FormatError(where, f"image of mode {facts.mode}; expected 8 bits a channel")
         if facts.suffix == "jpg" and facts.mode in ("RGB", "L"):
-            return _by_turbo(data)
+            return _by_turbo(data, (facts.height, facts.width))
         with opened(data, where) as image:
             return np.array(image.convert("RGB"), np.uint8)
     except (ValueError, OSError, SyntaxError, EOFError) as error:
@@ -135,11 +135,24 @@ def _plain(data: bytes) -> U8 | None:
     if header is not None:
         return read_rgb(data, header) if header.height * header.width <= MAX_PIXELS else None
     size = jpeg_size(data)
-    return _by_turbo(data) if size is not None and size[0] * size[1] <= MAX_PIXELS else None
+    return _by_turbo(data, size) if size is not None and size[0] * size[1] <= MAX_PIXELS else None
 
 
-def _by_turbo(data: bytes) -> U8:
+def _by_turbo(data: bytes, size: tuple[int, int]) -> U8:
+    """A JPEG by libjpeg-turbo, which fills in grey what is not there: each 8 x 8 block has one bit at least."""
+    if size[0] * size[1] > 64 * 8 * len(data):
+        raise ValueError(f"{len(data)} bytes for {size[1]}x{size[0]} pixels")
     return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), np.uint8)
+
+
+def image_size(data: bytes, where: str | Path = "<memory>") -> tuple[int, int]:
+    """(height, width) as the header says; raises FormatError."""
+    header = png_header(data)
+    size = (header.height, header.width) if header is not None else jpeg_size(data)
+    if size is None:
+        facts = image_facts(data, where)
+        size = facts.height, facts.width
+    return size
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

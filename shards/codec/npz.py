@@ -98,10 +98,17 @@ def _by_zipfile(data: bytes, names: tuple[str, ...], check: Check, where: str | 
         infos = {i.filename: i for i in archive.infolist()}
         if sorted(infos) != sorted(f"{n}.npy" for n in names) or len(archive.infolist()) != len(names):
             raise FormatError(where, f"holds {sorted(infos)}; expected the arrays {', '.join(names)}")
-        refused = check({name: infos[f"{name}.npy"].file_size for name in names})
+        sizes = {name: infos[f"{name}.npy"].file_size for name in names}
+        refused = check(sizes)
         if refused:
             raise FormatError(where, refused)
-        return {name: archive.read(f"{name}.npy") for name in names}
+        return {name: _read(archive, f"{name}.npy", size) for name, size in sizes.items()}
+
+
+def _read(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    """A file of at most ``size`` bytes; without a bound zipfile would inflate whatever there is before it looks."""
+    with archive.open(name) as member:
+        return member.read(size)
 
 
 def _array(member: bytes) -> Array:

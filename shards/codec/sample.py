@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.codec.hard import decode_hard, decode_instances
-from shards.codec.image import decode_image
+from shards.codec.image import decode_image, image_size
 from shards.codec.meta import decode_meta
 from shards.codec.soft import decode_soft
 from shards.errors import FormatError
@@ -65,12 +65,13 @@ def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str, wi
         soft = decode_soft(members["soft.npz"], f"{where} [soft.npz]")
     if "inst.png" in members and "instances" not in without:
         instances = decode_instances(members["inst.png"], f"{where} [inst.png]")
-    pixels = decode_image(members[image], f"{where} [{image}]")
     if soft is not None and soft.largest_id >= num_classes:
         raise FormatError(where, f"class id {soft.largest_id} found; expected ids below {num_classes}", "soft.npz")
+    size = image_size(members[image], f"{where} [{image}]")
     for name, part in (("seg.png", hard), ("soft.npz", soft), ("inst.png", instances)):
-        if part is not None and part.shape != pixels.shape[:2]:
-            raise FormatError(where, f"{part.shape} found for an image of {pixels.shape[:2]}", name)
+        if part is not None and part.shape != size:  # before the image is decoded: a header may claim anything
+            raise FormatError(where, f"{part.shape} found for an image of {size}", name)
+    pixels = decode_image(members[image], f"{where} [{image}]")
     weak = weak_labels(meta, num_classes, where)
     return Sample(str(meta.get("key", "")), pixels, hard, soft, weak, instances, meta)
 

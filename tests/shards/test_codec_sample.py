@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import shards
 from shards import FormatError
-from shards.codec import decode_meta, encode_meta
+from shards.codec import ImageFormat, decode_meta, encode_image, encode_meta
 from shards.codec.sample import decode_sample
 from tests.shards.build import CLASSES, build, members, pair
 
@@ -73,3 +73,17 @@ def test_a_dataset_leaves_out_what_its_caller_does(tmp_path):
     np.testing.assert_array_equal(sample.hard, pair(1)[1])
     assert ds.sample(sample.key).instances is not None
     assert ds[1].instances is not None
+
+
+def test_an_image_of_another_size_than_its_label_is_not_even_decoded(monkeypatch):
+    full = members(0, "1", "train", "k")
+
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("shards.codec.sample.decode_image", decoded)
+    for form in ("png", "webp", "jpeg"):
+        image = encode_image(np.zeros((40, 48, 3), np.uint8), ImageFormat(form))
+        parts = {"jpg" if form == "jpeg" else form: image, **{k: v for k, v in full.items() if k != "png"}}
+        with pytest.raises(FormatError, match=r"\[seg.png\]: \(32, 48\) found for an image of \(40, 48\)"):
+            decode_sample(parts, len(CLASSES), "here")

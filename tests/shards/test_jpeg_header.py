@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -72,3 +73,30 @@ def test_a_size_over_the_cap_is_refused_by_the_header():
     assert jpeg_size(bytes(data)) == (65_500, 65_500)
     with pytest.raises(FormatError, match="over the cap"):
         decode_image(bytes(data))
+
+
+def test_a_size_that_so_few_bytes_cannot_hold_is_refused_before_it_takes_memory():
+    data = bytearray(PLAIN["ours"])
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = b"\x3e\x80\x3e\x80"
+    rotated = bytearray(OTHERS["rotated"])
+    frame = rotated.index(b"\xff\xc0")
+    rotated[frame + 5 : frame + 9] = b"\x3e\x80\x3e\x80"
+    for file in (data, rotated):
+        tracemalloc.start()
+        try:
+            with pytest.raises(FormatError, match="bytes for 16000x16000"):
+                decode_image(bytes(file))
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def test_the_emptiest_images_have_bits_enough():
+    """One colour, all options that make files small: still far above what is refused."""
+    flat = Image.fromarray(np.full((1600, 1600), 128, np.uint8))
+    for options in ({}, {"optimize": True}, {"progressive": True, "optimize": True}):
+        for mode in ("L", "RGB"):
+            out = io.BytesIO()
+            flat.convert(mode).save(out, "JPEG", quality=1, **options)
+            assert decode_image(out.getvalue()).shape == (1600, 1600, 3)

@@ -146,3 +146,18 @@ def test_borders_against_the_slow_ones(height, width, seed):
     assert kernels_soft.mark_borders(base, edge) == edge.sum()
     np.testing.assert_array_equal(edge[:, :width], border_cells(base))
     assert not edge[:, width:].any()
+
+
+def test_a_stream_of_more_than_the_directory_says_is_not_unpacked():
+    arrays = {**dict(np.load(io.BytesIO(encode_soft(SOFT)))), "base": np.zeros(40 << 20, np.uint8)}
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    data, real = out.getvalue(), struct.pack("<I", (40 << 20) + 128)
+    assert data.count(real) >= 1
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError):
+            decode_soft(data.replace(real, struct.pack("<I", 4000)))
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _MATRIX, _PACKED = 14, 15
 _CELL, _STRUCT, _TEXT = 1, 2, 4
 _COMPLEX = 0x800  # flag
 _DEPTH = 16  # arrays within arrays
+_AXES = 32
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _STORED |= {16: "u1", 17: "u2"}  # UTF-8, UTF-16
 _NUMBERS = range(6, 16)  # double, single, int8 ... uint64
@@ -152,11 +154,11 @@ class _Elements:
         parts = self.tags(start, end)
         if start == end:
             return _Array(6, 0, (0, 0), "", parts)  # MATLAB writes empty arrays so
-        flags = int(self._numbers(parts)[0])
-        shape = tuple(int(length) for length in self._numbers(parts))
-        if len(shape) < 2 or min(shape) < 0:
-            raise self.damaged(f"an array of shape {shape}")
-        name = self._numbers(parts).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        flags = self._whole(parts, "array flags")[0]
+        shape = tuple(self._whole(parts, "a shape"))
+        if not 2 <= len(shape) <= _AXES or min(shape) < 0:
+            raise self.damaged(f"an array of shape {str(shape)[:80]}")
+        name = self._letters(parts).decode("utf-8", "replace")
         return _Array(flags & 0xFF, flags, shape, name, parts)
 
     def field(self, array: _Array, path: list[str], depth: int = 0) -> Any:
@@ -165,8 +167,8 @@ class _Elements:
             return self._value(array, depth)
         if array.kind != _STRUCT or math.prod(array.shape) != 1:
             raise SampleError(f"{self.where}: {array.name or 'value'} is no struct; expected the field {path[0]}")
-        width = int(self._numbers(array.parts)[0])
-        names = self._numbers(array.parts).astype(np.uint8).tobytes()
+        width = self._whole(array.parts, "the length of field names")[0]
+        names = self._letters(array.parts)
         if width < 1:
             raise self.damaged(f"field names of {width} bytes")
         fields = [names[at : at + width].split(b"\0")[0] for at in range(0, len(names), width)]
@@ -185,13 +187,30 @@ class _Elements:
                 raise self.damaged(f"{len(cells)} cells in an array of shape {array.shape}")
             return [self._value(cell, depth + 1) for cell in cells]
         if array.kind == _TEXT:
-            return "".join(chr(int(code)) for code in self._numbers(array.parts))
+            codes = self._whole(array.parts, "text") if math.prod(array.shape) else []
+            if any(not 0 <= code <= sys.maxunicode for code in codes):
+                raise self.damaged("text with a code that is no character")
+            return "".join(map(chr, codes)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if array.kind not in _NUMBERS or array.flags & _COMPLEX:
             raise SampleError(f"{self.where}: MATLAB array of class {array.kind}; expected plain numbers")
         values = self._numbers(array.parts)
         if len(values) != math.prod(array.shape):
             raise self.damaged(f"{len(values)} values in an array of shape {array.shape}")
         return np.ascontiguousarray(values.reshape(array.shape, order="F")).astype(values.dtype.newbyteorder("="))
+
+    def _whole(self, parts: Iterator[tuple[int, int, int]], what: str) -> list[int]:
+        """The next element's whole numbers, at least one."""
+        values = self._numbers(parts)
+        if values.dtype.kind not in "iu" or not len(values):
+            raise self.damaged(f"{len(values)} values of type {values.dtype} for {what}")
+        return [int(value) for value in values]
+
+    def _letters(self, parts: Iterator[tuple[int, int, int]]) -> bytes:
+        """The next element's bytes."""
+        values = self._numbers(parts)
+        if values.dtype.itemsize != 1:
+            raise self.damaged(f"a name of type {values.dtype}")
+        return values.tobytes()
 
     def _numbers(self, parts: Iterator[tuple[int, int, int]]) -> NDArray[Any]:
         """The next element's numbers [N], in the type that they are stored in."""

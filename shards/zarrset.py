@@ -57,9 +57,7 @@ class ZarrReader:
 
     def keys(self) -> list[str]:
         """All keys in order; raises FormatError."""
-        offsets, data = self._opened().get("key", (None, None))
-        if offsets is None or data is None:
-            raise FormatError(self.name, "holds no member 'key'")
+        offsets, data = self._opened()["key"]
         text, ends = data.read(0, int(offsets[-1])), offsets.tolist()
         return [self._key(text[start:end]) for start, end in pairwise(ends)]
 
@@ -88,9 +86,12 @@ class ZarrReader:
     def _opened(self) -> dict[str, tuple[U64, Bytes]]:
         if not self._arrays:
             names = sorted({path.partition("/")[0] for path in self._files if "/" in path})
-            unknown = set(names) - {"key", *MEMBERS}
-            if unknown or "zarr.json" not in self._files:
-                raise FormatError(self.name, f"is no Zarr v3 store of samples: {', '.join(unknown) or 'no zarr.json'}")
+            unknown = sorted(set(names) - {"key", *MEMBERS})
+            if unknown:
+                raise FormatError(self.name, f"holds an unknown member {unknown[0]!r}")
+            if "key" not in names or "zarr.json" not in self._files:
+                missing = "member 'key'" if "key" not in names else "zarr.json"
+                raise FormatError(self.name, f"is no Zarr v3 store of samples: the manifest names no {missing} in it")
             self._store.ahead([f for path, f in self._files.items() if "/data/c/" not in path])
             self._store.whole(self._files["zarr.json"])
             self._arrays = {name: self._array(name) for name in names}
@@ -122,7 +123,7 @@ class ZarrReader:
         for number in range(len(offsets) // chunk):
             file = self._files.get(f"{name}/offsets/c/{number}")
             if file is not None:
-                data = self._store.range(file, 0, 8 * chunk)
+                data = self._store.whole(file)
                 if len(data) != 8 * chunk:
                     raise FormatError(f"{self._store.name}/{file.path}", "holds no whole chunk", name)
                 offsets[number * chunk : (number + 1) * chunk] = np.frombuffer(data, "<u8")

@@ -12,7 +12,7 @@ from shards.arrays import pack
 from shards.card import card
 from shards.codec import ImageFormat, encode_hard, encode_image, encode_instances, encode_meta, encode_soft
 from shards.index import encode_index
-from shards.manifest import File, ScaleSet, Shard, Split, publish
+from shards.manifest import File, ScaleSet, Shard, Split, load_manifest, publish
 from shards.tar import TAR_END, IndexEntry, sample_blocks
 
 CLASSES = ClassTable.make(
@@ -109,3 +109,18 @@ def file_of(folder: Path, path: Path) -> File:
     """What a manifest says of a file."""
     data = path.read_bytes()
     return File(path=str(path.relative_to(folder)), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def seal_anew(folder: Path) -> Manifest:
+    """Publish the manifest again, with the bytes and checksums that files have now, and the Zarr files there now."""
+    manifest = load_manifest(folder)
+    draft = manifest.model_dump(mode="json")
+    for split in draft["splits"].values():
+        for part in split["scales"].values():
+            for shard in part["shards"]:
+                shard.update(file_of(folder, folder / shard["path"]).model_dump())
+                shard["index"] = file_of(folder, folder / shard["index"]["path"]).model_dump()
+            if part["store"]:
+                paths = sorted(p for p in (folder / part["store"]).rglob("*") if p.is_file())
+                part["files"] = [file_of(folder, path).model_dump() for path in paths]
+    return publish(Manifest.model_validate(draft), folder)

@@ -18,7 +18,7 @@ from shards.manifest import ScaleSet, Shard
 from shards.store import open_store
 from shards.tar import TAR_END, IndexEntry, sample_blocks
 from shards.tarset import TarReader
-from tests.shards.build import SCALES, build, file_of, pair
+from tests.shards.build import SCALES, build, file_of, pair, seal_anew
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -112,6 +112,9 @@ def test_offsets_of_a_store_are_not_trusted(tmp_path, place, value):
     build(tmp_path, "zarr")
     store = zarr.open_group(str(tmp_path / "train/1-2/train-1-2.zarr"), mode="r+")
     store["image/offsets"][place] = np.uint64(value)
+    with pytest.raises(FormatError, match=r"image/offsets/c/0: checksum differs"):
+        shards.open(tmp_path, "train", "1/2")[4]
+    seal_anew(tmp_path)
     with pytest.raises(FormatError, match="image: offsets do not rise or leave the data"):
         shards.open(tmp_path, "train", "1/2")[4]
 

@@ -12,11 +12,11 @@ DEMO_RUN    := runs/demo
 SOURCES := shards prep train tests examples
 
 # Names of folders are targets too: without .PHONY make would call them up to date.
-.PHONY: help install demo shards test lint check bench torture clean
+.PHONY: help install demo shards test lint check bench bench-loaders torture clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install the project with tested versions
 
@@ -56,12 +56,16 @@ lint: $(STAMP) ## formatting, types and the arrows between the packages
 
 check: lint test ## everything that CI runs
 
-bench: $(STAMP) ## measure speed and size; prints ratios
+bench: $(STAMP) ## measure speed and size, and all of bench-loaders; prints ratios
 	@for name in soften storage pipeline step; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+	$(BIN)/python -m tests.bench.loaders $(ARGS)
+
+bench-loaders: $(STAMP) ## ours against six other loaders, each in its own environment: 25 minutes, 10 GB under .bench/
+	$(BIN)/python -m tests.bench.loaders $(ARGS)
 
 torture: $(STAMP) ## kill a thousand builds at random moments; each must end in the bytes of an undisturbed one
 	$(BIN)/python -m tests.torture --trials 1000 $(ARGS)
 
-clean: ## remove caches and build leftovers; data/, runs/ and .venv stay
+clean: ## remove caches and build leftovers; data/, runs/, .bench and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

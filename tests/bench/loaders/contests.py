@@ -70,7 +70,10 @@ def _quarter() -> tuple[Rival, ...]:
 
 
 SOFT = (("soft", "segshards, sparse planes"), ("soft-dense", "segshards, made dense"))
-LITERAL = (Rival("webdataset", "soft-torch", "workers=2", "webdataset, torch one_hot + interpolate"),)
+LITERAL = tuple(
+    Rival("webdataset", "soft-torch", setting, "webdataset, torch's one_hot and interpolate")
+    for setting in BY_NAME["webdataset"].settings
+)
 
 CONTESTS = (
     Contest(

@@ -37,9 +37,8 @@ def pair(sample: shards.Sample) -> Pair:
 
 
 def planes(image: Any, soft: shards.SoftLabel) -> Pair:
-    """Image and the heaviest classes of each cell, ids and shares [K, h, w]."""
-    ids, weights = soft.topk(PLANES)
-    return image, (ids, weights.astype(np.float32) / np.float32(soft.denominator))
+    """Image and the heaviest classes of each cell: ids and weights [K, h, w], and what a cell's weights sum to."""
+    return image, (*soft.topk(PLANES), soft.denominator)
 
 
 def sparse(sample: shards.Sample) -> Pair:
@@ -81,7 +80,7 @@ def batches(job: Job) -> Iterator[Pair]:
     for batch in loader(job).epoch(0):
         if isinstance(batch[0][1], tuple):
             images, targets = zip(*batch, strict=True)
-            ids, weights = zip(*targets, strict=True)
-            yield np.stack(images), (np.stack(ids), np.stack(weights))
+            ids, weights, wholes = zip(*targets, strict=True)
+            yield np.stack(images), (np.stack(ids), np.stack(weights), np.array(wholes))
         else:
             yield stack(batch)

@@ -22,7 +22,7 @@ DISTRIBUTIONS = ("segshards", "simplejpeg", "torch")
 
 
 def batches(job: Job) -> Iterator[Pair]:
-    """Images and (ids, weights) of an epoch."""
+    """Images and (ids, weights, what they sum to) of an epoch."""
     torch.set_num_threads(1)
     changes = [f"data.scales=1/{FACTOR}", f"data.workers={job.count}", f"loop.batch={job.batch}"]
     recipe = load_recipe("demo", [*changes, "augment.flip=false", "augment.crop=none", "loss.void=keep"])
@@ -30,4 +30,4 @@ def batches(job: Job) -> Iterator[Pair]:
     places = np.array_split(np.arange(len(stream)), range(job.batch, len(stream), job.batch))
     with feed(stream, World(torch.device("cpu")), positions=[part.tolist() for part in places]) as source:
         for batch in source:
-            yield batch.images, (batch.ids.numpy(), batch.weights.numpy())
+            yield batch.images, (batch.ids.numpy(), batch.weights.numpy(), np.ones(len(batch.keys)))

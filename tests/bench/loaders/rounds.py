@@ -90,7 +90,7 @@ def taking_part(contest: Contest, contests: Sequence[Contest], scores: Scores, n
 
 def rotated(rivals: Sequence[Rival], number: int) -> list[Rival]:
     """The same rivals, beginning with another one each round."""
-    at = number * 3 % len(rivals) if rivals else 0
+    at = number % len(rivals) if rivals else 0
     return [*rivals[at:], *rivals[:at]]
 
 
@@ -105,7 +105,7 @@ def _once(contest: Contest, rival: Rival, scores: Scores, run: Run, say: Say) ->
     scores.runs.setdefault((contest.name, rival), []).append(found)
 
 
-def disagreements(contest: Contest, scores: Scores, tolerance: float = 1e-3) -> list[str]:
+def disagreements(contest: Contest, scores: Scores, tolerance: float = 3e-3) -> list[str]:
     """Rivals whose samples or label sums differ from the first one's: their work was not equal."""
     lines, first = [], None
     for rival in contest.rivals:

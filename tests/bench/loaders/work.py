@@ -158,15 +158,15 @@ def label_sum(labels: Any) -> float:
     """What rivals that did equal work agree on, whatever the order of samples: a sum over the batch.
 
     Bytes: their lengths. Hard labels [B, H, W]: the ids of every 16th row and column, void as 255. Dense soft labels
-    [B, C, h, w]: the mass of every 4th row and column; sparse ones (ids, weights in shares): the same.
+    [B, C, h, w]: the mass of every 4th row and column; sparse ones (ids, weights, wholes [B]): the same.
     """
     import numpy as np
 
     if isinstance(labels, list):
         return float(sum(map(len, labels)))
     if isinstance(labels, tuple):
-        ids, weights = (np.asarray(part)[..., :: STEP // FACTOR, :: STEP // FACTOR] for part in labels)
-        return float(np.where(ids == VOID16, 0.0, weights.astype(np.float64)).sum())
+        ids, weights = (np.asarray(part)[..., :: STEP // FACTOR, :: STEP // FACTOR] for part in labels[:2])
+        return float((np.where(ids == VOID16, 0.0, weights.astype(np.float64)).sum((1, 2, 3)) / labels[2]).sum())
     array = np.asarray(labels)
     if array.ndim == 4:
         return float(array[..., :: STEP // FACTOR, :: STEP // FACTOR].sum(dtype=np.float64))

@@ -17,7 +17,7 @@ from tests.torture.builder import Job, length_of, run
 from tests.torture.moments import Kind, Moment
 
 KINDS: tuple[Kind, ...] = ("clock", "call", "disk")
-PHASES = ("before the journal", "encoding", "publishing", "cleaning up", "finished before")
+PHASES = ("before the journal", "encoding", "publishing", "set in place", "finished before")
 MOST_KILLS = 4  # in a trial
 
 
@@ -96,11 +96,11 @@ def trial(arena: Arena, seed: int, result: Result) -> None:
 def phase(out: Path, chunks: int) -> str:
     """How far a killed build had got, by what lies on the disk."""
     journal = read_journal(out / ".build" / "journal.jsonl")
-    if (out / "manifest.json").exists():
-        return PHASES[3] if (out / ".build").exists() else PHASES[4]
-    if not journal:
-        return PHASES[0]
-    return PHASES[2] if len(journal) > chunks else PHASES[1]
+    if len(journal) > chunks:
+        return PHASES[3] if (out / "manifest.json").exists() else PHASES[2]
+    if journal:
+        return PHASES[1]
+    return PHASES[3] if (out / "manifest.json").exists() and (out / ".build").exists() else PHASES[0]
 
 
 def _fresh(out: Path, start: Path | None) -> None:

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -95,7 +95,7 @@ def _write(values: dict[str, Any], file: BinaryIO) -> None:
     """`torch.save` that raises OSError where the file cannot be written."""
     sink = _Sink(file)
     try:
-        torch.save(values, sink)
+        torch.save(values, cast(IO[bytes], sink))
     except (RuntimeError, OSError):
         if sink.error is None:
             raise

@@ -214,10 +214,7 @@ IN_THE_WAY = {
 }
 
 
-CIRCLE = pytest.mark.xfail(reason="Path.resolve raises RuntimeError before Python 3.13", strict=False)
-
-
-@pytest.mark.parametrize("what", [pytest.param(w, marks=CIRCLE) if "circle" in w else w for w in IN_THE_WAY])
+@pytest.mark.parametrize("what", IN_THE_WAY)
 def test_something_else_in_the_place_of_a_file(
     root: Path, whole: dict[str, dict[str, bytes]], tmp_path: Path, seg_prep: SegPrep, what: str
 ) -> None:

@@ -81,7 +81,6 @@ def test_of_many_at_once_one_builds(root: Path, tmp_path: Path) -> None:
     assert tree(out) == tree(tmp_path / "whole")
 
 
-@pytest.mark.xfail(reason="the line names neither the folder nor a remedy", strict=False)
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_one_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seg_prep: SegPrep, code: int

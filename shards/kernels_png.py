@@ -21,6 +21,13 @@ NONE, SUB, UP, AVERAGE, PAETH = range(5)
 
 
 @jit
+def _copy(source: Any, target: Any) -> None:
+    """Copy all of one row to the beginning of another; ten times as fast as assigning a slice, or from an offset."""
+    for x in range(len(source)):
+        target[x] = source[x]
+
+
+@jit
 def grey8(filtered: Any, out: Any) -> int:
     """8-bit grey [H * (1 + W)] -> uint16 [H, W], 255 as 65535; the largest other value, -1 for none, -2: damaged."""
     height, width = out.shape
@@ -29,7 +36,7 @@ def grey8(filtered: Any, out: Any) -> int:
     most = np.uint8(0)
     for y in range(height):
         start = y * (width + 1)
-        line[:width] = filtered[start + 1 : start + 1 + width]
+        _copy(filtered[start + 1 : start + 1 + width], line)
         if not _undo(filtered[start], line, words, row, 1):
             return -2
         for x in range(width):
@@ -47,7 +54,7 @@ def grey16(filtered: Any, out: Any) -> int:
     most = np.uint16(0)
     for y in range(height):
         start = y * (2 * width + 1)
-        line[: 2 * width] = filtered[start + 1 : start + 1 + 2 * width]
+        _copy(filtered[start + 1 : start + 1 + 2 * width], line)
         if not _undo(filtered[start], line, words, row, 2):
             return -2
         for x in range(width):
@@ -69,7 +76,7 @@ def colour8(filtered: Any, out: Any) -> int:
             _paeth_colour(line, row)
         elif not _undo_simple(kind, line, row, 3):
             return -2
-        out[y] = row
+        _copy(row, out[y])
     return 0
 
 
@@ -87,19 +94,17 @@ def _undo_simple(kind: int, line: Any, row: Any, bpp: int) -> bool:
     """Undo all filters but Paeth in ``row``: the row above goes in, this one comes out. False: no such filter."""
     width = len(row)
     if kind == NONE:
-        row[:] = line[:width]
+        _copy(line[:width], row)
     elif kind == SUB:
-        row[:bpp] = line[:bpp]
-        for x in range(bpp, width):
-            row[x] = line[x] + row[x - bpp]
+        for x in range(width):
+            row[x] = line[x] + (row[x - bpp] if x >= bpp else 0)
     elif kind == UP:
         for x in range(width):
             row[x] += line[x]
     elif kind == AVERAGE:
-        for x in range(min(bpp, width)):
-            row[x] = line[x] + (row[x] >> 1)
-        for x in range(bpp, width):
-            row[x] = line[x] + ((np.int32(row[x - bpp]) + np.int32(row[x])) >> 1)
+        for x in range(width):
+            left = np.int32(row[x - bpp]) if x >= bpp else np.int32(0)
+            row[x] = line[x] + ((left + np.int32(row[x])) >> 1)
     else:
         return False
     return True

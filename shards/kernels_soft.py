@@ -65,52 +65,61 @@ def _next(bits: Any, at: int, end: int) -> int:
 
 
 @jit
-def find_mixed_cells(bits: Any, edge: Any, w: int, borders: int, cells: Any, order: Any, rest: Any) -> int:
+def list_borders(edge: Any, w: int, borders: Any) -> None:
+    """Flat indices of the cells that ``mark_borders`` has marked, rising, into int32 [how many + 1].
+
+    ``edge`` is [h, W] with W a multiple of 8, zeros beyond w.
+    """
+    words = edge.view(np.uint64)
+    found = 0
+    for i in range(len(edge)):
+        for first in range(0, w, 8):
+            if words[i, first >> 3]:
+                for j in range(first, first + 8):  # no branch: which of them are marked, nobody can foresee
+                    borders[found] = i * w + j
+                    found += edge[i, j]
+
+
+@jit
+def find_mixed_cells(bits: Any, borders: Any, size: int, cells: Any, order: Any, others: Any) -> int:
     """List the mixed cells: ``cells`` their flat indices, rising; ``order`` their places there as the flags go on.
 
     Args:
-        bits: the flags, at least h * w.
-        edge: of ``mark_borders``, [h, W] with W a multiple of 8, zeros beyond w; ``borders`` ones.
-        w: cells in a row.
-        cells, order, rest: int32 [t]; the last one is scratch.
+        bits: the flags, at least ``size``: those of the border cells, then those of the others.
+        borders: flat indices of the border cells, rising.
+        size: h * w.
+        cells, order, others: int32 [t]; the last one is scratch.
 
     Returns:
         How many, or COUNT where there are more than t.
     """
-    words = edge.view(np.uint64)
-    at, inner = 0, borders  # where the flag of the next border cell stands, and of the next other cell
-    end = edge.shape[0] * w
-    next_inner = _next(bits, inner, end)
-    found, of_borders, of_rest = 0, 0, 0
-    for i in range(edge.shape[0]):
-        for first in range(0, w, 8):
-            stop = min(first + 8, w)
-            if words[i, first >> 3] == 0 and inner + stop - first <= next_inner:
-                inner += stop - first
-                continue
-            for j in range(first, stop):
-                if edge[i, j]:
-                    mixed = _bit(bits, at) == 1
-                    at += 1
-                else:
-                    mixed = inner == next_inner
-                    inner += 1
-                if not mixed:
-                    continue
-                if found == len(cells):
-                    return COUNT
-                cells[found] = i * w + j
-                if edge[i, j]:
-                    order[of_borders] = found
-                    of_borders += 1
-                else:
-                    next_inner = _next(bits, inner, end)
-                    rest[of_rest] = found
-                    of_rest += 1
-                found += 1
-    for r in range(of_rest):
-        order[of_borders + r] = rest[r]
-    return found
+    count = len(borders)
+    mine, found, rest = np.empty(count + 1, np.int32), 0, 0
+    for b in range(count):
+        mine[found] = borders[b]
+        found += _bit(bits, b)
+    at, before = _next(bits, count, size), 0
+    while at < size:
+        if found + rest == len(cells):
+            return COUNT
+        while before < count and borders[before] - before <= at - count:
+            before += 1  # borders[b] - b other cells stand before border cell b
+        others[rest] = at - count + before
+        rest += 1
+        at = _next(bits, at + 1, size)
+    if found + rest > len(cells):
+        return COUNT
+    a, b = 0, 0
+    for m in range(found + rest):
+        if b == rest or (a < found and mine[a] < others[b]):
+            cells[m] = mine[a]
+            order[a] = m
+            a += 1
+        else:
+            cells[m] = others[b]
+            order[found + b] = m
+            b += 1
+    return found + rest
 
 
 @jit

@@ -106,9 +106,10 @@ def _joined(stored: Array, mixed: Array, further: Array, denominator: int) -> So
     base = np.empty((height, width), np.uint16)
     kernels_soft.widen(_bytes(stored.reshape(-1)), not narrow, base.reshape(-1))
     edge = np.zeros((height, -(-width // 8) * 8), np.uint8)
-    borders = kernels_soft.mark_borders(base, edge)
+    borders = np.empty(kernels_soft.mark_borders(base, edge) + 1, np.int32)
+    kernels_soft.list_borders(edge, width, borders)
     cells, order, rest = np.empty((3, entries), np.int32)
-    found = kernels_soft.find_mixed_cells(mixed, edge, width, borders, cells, order, rest)
+    found = kernels_soft.find_mixed_cells(mixed, borders[:-1], base.size, cells, order, rest)
     starts = np.zeros(max(found, 0) + 1, np.int64)
     if found < 0 or kernels_soft.count_entries(mixed, base.size, order[:found], entries, starts):
         raise DamageError(f"{entries} further classes found; the cell flags want another number")

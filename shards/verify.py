@@ -101,6 +101,8 @@ def _verify_sample(
             yield str(error)
             continue
         samples[scale] = sample
+        if sample.meta.get("split", dataset.split) != dataset.split:
+            yield f"{where}: metadata names the split {sample.meta['split']!r}"
         for problem in _sample_problems(sample, key, scale, manifest, labelled):
             yield f"{where}: {problem}"
     full = samples.get("1")

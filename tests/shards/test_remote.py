@@ -11,10 +11,12 @@ import time
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 
 import shards
 from shards import FormatError, SegshardsError, UserError
 from shards.cache import CacheSettings
+from shards.cli import command
 from shards.loader import Loader
 from shards.manifest import publish
 from shards.store import as_place, open_store
@@ -93,6 +95,22 @@ def test_verify_reads_a_remote_set(shard_set, quick):
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         assert list(verify(open_store(server.url, quick))) == []  # fetched again
         assert path.read_bytes() == data
+
+
+def test_the_tools_look_into_remote_sets(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGSHARDS_CACHE", str(tmp_path / "cache"))
+    run = CliRunner().invoke
+    assert run(command, ["ls", server.url]).output == run(command, ["ls", str(server.folder)]).output
+    assert run(command, ["stats", server.url]).stdout == run(command, ["stats", str(server.folder)]).stdout
+    keys = run(command, ["ls", server.url, "--keys", "--split", "test"]).output.splitlines()
+    assert keys == [f"city/test_{i:03d}" for i in range(5)]
+    found = run(command, ["cat", server.url, "--key", keys[3], "--save", str(tmp_path / "look")])
+    assert found.output.startswith(f"key      {keys[3]}")
+    assert len(list((tmp_path / "look").iterdir())) >= 1
+    server.replaced[TAR] = bytes(100)
+    (tmp_path / "cache").rename(tmp_path / "other")
+    done = run(command, ["verify", server.url, "--quiet"])
+    assert f"{server.url}/{TAR}: 100 bytes found" in done.output
 
 
 def test_a_second_opening_fetches_the_manifest_alone(server, quick):

@@ -10,6 +10,7 @@ import pytest
 
 from shards import FormatError, SoftLabel
 from shards.codec import encode_soft
+from shards.manifest import publish
 from shards.verify import count_steps, verify
 from tests.shards import build as builder
 from tests.shards.build import build
@@ -79,6 +80,15 @@ def test_broken_invariants_with_good_checksums_are_found(tmp_path, monkeypatch, 
     problems = list(verify(tmp_path))
     assert problems
     assert all(says in p and "train_001" in p for p in problems), problems
+
+
+def test_exchanged_splits_are_found(tmp_path):
+    manifest = build(tmp_path)
+    splits = {"train": manifest.splits["test"], "test": manifest.splits["train"]}
+    publish(manifest.model_copy(update={"splits": splits}), tmp_path)
+    problems = list(verify(tmp_path))
+    assert sum("metadata names the split 'test'" in problem for problem in problems) == 15
+    assert sum("metadata names the split 'train'" in problem for problem in problems) == 15
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path):

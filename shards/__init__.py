@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from shards.cache import CacheSettings
 from shards.classes import IGNORE, ClassTable
 from shards.dataset import Sample, ShardDataset
 from shards.dataset import open_split as open
@@ -25,6 +26,7 @@ from shards.softlabel import SoftLabel
 __version__ = "0.1.0"
 __all__ = [
     "IGNORE",
+    "CacheSettings",
     "ClassTable",
     "FormatError",
     "LayoutError",

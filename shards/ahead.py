@@ -91,7 +91,7 @@ class MapAhead(Iterator[Out], Generic[In, Out]):
         self._tasks.clear()
         self._items = iter(())
         if pool:
-            pool.shutdown(wait=wait, cancel_futures=True)
+            pool.shutdown(wait=wait)  # what is not begun ends at once, by `stop`
 
     def _next(self) -> Out:
         """The next result, after at least one task is done; raises what comes instead of it."""

@@ -103,6 +103,27 @@ def test_an_error_comes_at_its_place_and_ends_all(threads: int, source: str, at:
     assert list(found) == []
 
 
+def test_items_that_would_go_on_after_an_error_do_not() -> None:
+    class Bumpy:
+        def __init__(self) -> None:
+            self.at = -1
+
+        def __iter__(self) -> Bumpy:
+            return self
+
+        def __next__(self) -> int:
+            self.at += 1
+            if self.at == 7:
+                raise KeyError(7)
+            return self.at
+
+    found = MapAhead(squared, Bumpy(), threads=2, bound=20)
+    assert [next(found) for _ in range(7)] == [item * item for item in range(7)]
+    with pytest.raises(KeyError, match="7"):
+        next(found)
+    assert list(found) == []
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_stop_iteration_of_the_function_is_no_silent_end(threads: int) -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
@@ -121,13 +142,11 @@ def test_closing_cancels_what_is_not_begun_and_leaves_no_thread() -> None:
 
 
 def test_closing_stops_within_a_task_of_many_items() -> None:
-    slow = threading.Event()
-    found = MapAhead(lambda _: slow.is_set() and time.sleep(0.1), range(100_000), threads=1, bound=4000)
-    for _ in range(3000):
+    found = MapAhead(lambda item: item < 3000 or time.sleep(0.1), range(100_000), threads=1, bound=4000)
+    for _ in range(2000):
         next(found)
     assert found._chunk > 20
-    slow.set()
-    time.sleep(0.01)
+    time.sleep(0.2)  # the thread is at an item beyond 3000 now, many more in the same task
     began = time.monotonic()
     found.close()
     assert time.monotonic() - began < 1
@@ -180,8 +199,8 @@ def test_cheap_items_travel_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(MapAhead(lambda item: item, range(5000), threads=2, bound=200)) == 4999 * 2500
     assert tasks < 1000
     tasks = 0
-    list(MapAhead(lambda _: time.sleep(0.003), range(12), threads=2, bound=200))
-    assert tasks == 12  # slow ones do not: the threads share them evenly
+    list(MapAhead(lambda _: time.sleep(0.004), range(60), threads=2, bound=40))
+    assert tasks == 60  # slow ones do not: the threads share them evenly
 
 
 def test_the_interpreter_can_end_in_the_middle() -> None:

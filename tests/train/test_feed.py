@@ -285,15 +285,15 @@ def test_a_worker_that_leaves_by_itself(waiting: bool) -> None:
 
     def leaves(position: int) -> None:
         if position >= 8 and multiprocessing.parent_process() is not None:
-            time.sleep(1.0 if waiting else 0.2)  # the batch before is on its way
+            time.sleep(1)  # the batches before are taken
             os._exit(7)
 
     with batches(toy(1, "processes", leaves), CPU) as source:
-        assert numbers([next(source)]) == [[0, 1, 2, 3]]
-        time.sleep(0.0 if waiting else 0.5)
+        assert numbers([next(source), next(source)]) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        time.sleep(0 if waiting else 1.5)
         began = time.monotonic()
         with pytest.raises(DataWorkerError, match=r"ended with exit code 7; look above .* data.loader = \"threads\""):
-            numbers(source)
+            next(source)
         assert waiting or time.monotonic() - began < 2
     assert children() == []
 

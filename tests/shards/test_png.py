@@ -65,6 +65,21 @@ def test_any_filters_give_pillows_pixels(kind, width, height, seed, parts):
     np.testing.assert_array_equal(decoded(data, *kind), np.where(want == 255, IGNORE, want) if kind == (8, 0) else want)
 
 
+@pytest.mark.parametrize("kind", sorted(CHANNELS))
+def test_one_odd_byte_goes_on_through_zeros(kind):
+    """Paeth rows of zeros but for one byte: what it changes goes on to the right and below, in every filter."""
+    for place, below in itertools.product(range(4 * CHANNELS[kind]), range(5)):
+        rows = np.zeros((3, 1 + 30 * CHANNELS[kind]), np.uint8)
+        rows[0, 1 + 15 * CHANNELS[kind] :] = 7
+        rows[:, 0] = (1, 4, below)
+        rows[1, 1 + place] = 5
+        data = written(rows.tobytes(), (3, 30), *kind)
+        want = np.array(Image.open(io.BytesIO(data))).astype(np.uint16)
+        np.testing.assert_array_equal(
+            decoded(data, *kind), np.where(want == 255, IGNORE, want) if kind == (8, 0) else want
+        )
+
+
 def test_paeth_of_all_triples():
     a, b, c = (axis.ravel() for axis in np.meshgrid(*[np.arange(0, 256, 5, np.int32)] * 3, indexing="ij"))
     guess = a + b - c

@@ -121,6 +121,7 @@ class Cache:
     def __init__(self, settings: CacheSettings) -> None:
         self.folder = settings.folder
         self._most = settings.most
+        self._spare = 0  # bytes that may be added before the folder is looked through
 
     def path(self, file: File) -> Path:
         """Where a file lies once it is here."""
@@ -186,7 +187,7 @@ class Cache:
             if self.path(file).exists():
                 path.unlink()
                 return None
-            self._make_room()
+            self._make_room(file.bytes)
             part = Part(path, fd, self._free)
             try:
                 fetch(part)
@@ -214,11 +215,19 @@ class Cache:
                 fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor too
             os.close(fd)
 
-    def _make_room(self) -> None:
-        """Remove what was used longest ago until the rest fits, parts at the size that they are going to have."""
+    def _make_room(self, size: int) -> None:
+        """Remove what was used longest ago until all fits, parts at the size that they are going to have.
+
+        The folder is looked through when a quarter of what was free has been used up since; the rest is for others.
+        """
+        self._spare -= size
+        if self._spare >= 0:
+            return
         with self._locked(self.folder / "lock"):
             entries = self._entries()
-            self._evict(entries, sum(size for _, size, _ in entries) - self.most)
+            total = sum(size for _, size, _ in entries)
+            self._evict(entries, total - self.most)
+            self._spare = max(0, self.most - total) // 4
 
     def _free(self, size: int) -> bool:
         """Remove so many bytes, since the disk is full; False where there is nothing to remove."""

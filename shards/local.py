@@ -16,7 +16,6 @@ from shards.recent import Recent
 if TYPE_CHECKING:
     from shards.manifest import File
 
-KEPT = 64  # files that stay open
 _READ = 1 << 20
 REMEDY = "build or copy it again"
 DAMAGED = f"checksum differs from the manifest: damaged; {REMEDY}"
@@ -80,12 +79,16 @@ def wrong_size(found: int, expected: int) -> str:
     return f"{found} bytes found; the manifest has {expected}: truncated or changed; {REMEDY}"
 
 
+OPEN: Recent[OpenFile] = Recent(128)  # the files read last by all stores together; a process may have 256 to 1,024
+AHEAD = 16  # files that the system is told of at once
+
+
 class LocalStore:
     """See ``shards.store.Store``. The last files read stay open, in each process its own."""
 
     def __init__(self, folder: Path) -> None:
         self.name, self.folder = str(folder), folder
-        self._open: Recent[OpenFile] = Recent(KEPT)
+        self._open = OPEN.keeper(self)
         self._inside: set[str] = set()  # folders below this one that no link leads out of
 
     def __reduce__(self) -> tuple[type[LocalStore], tuple[Path]]:
@@ -142,7 +145,7 @@ class LocalStore:
 
     def ahead(self, files: Sequence[File]) -> None:
         """See ``Store.ahead``: the system is told, as far as files stay open."""
-        for file in files[: KEPT // 4]:
+        for file in files[:AHEAD]:
             try:
                 self.range(file, 0, 0)
             except FormatError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
@@ -50,8 +51,38 @@ class Recent(Generic[T]):
             while self._weight > self._most:
                 self._weight -= self._items.popitem(last=False)[1][1]
 
+    def keeper(self, owner: object) -> Keeper[T]:
+        """A part of this dict that is the owner's; its items go with the owner."""
+        return Keeper(self, owner)
+
+    def forget(self, token: object) -> None:
+        """Let go of all items of a keeper."""
+        with LOCK:
+            for key in [key for key in self._items if isinstance(key, tuple) and key[0] is token]:
+                self.drop(key)
+
     def drop(self, key: Hashable) -> None:
         """Let go of an item, if it is kept."""
         with LOCK:
             found = self._items.pop(key, None)
             self._weight -= found[1] if found else 0
+
+
+class Keeper(Generic[T]):
+    """One owner's part of a ``Recent`` that many share: the bound is on all of them together."""
+
+    def __init__(self, shared: Recent[T], owner: object) -> None:
+        self._shared, self._token = shared, object()
+        weakref.finalize(owner, shared.forget, self._token).atexit = False
+
+    def get(self, key: Hashable) -> T | None:
+        """See ``Recent.get``."""
+        return self._shared.get((self._token, key))
+
+    def put(self, key: Hashable, item: T) -> None:
+        """See ``Recent.put``."""
+        self._shared.put((self._token, key), item)
+
+    def drop(self, key: Hashable) -> None:
+        """See ``Recent.drop``."""
+        self._shared.drop((self._token, key))

@@ -28,7 +28,6 @@ from shards.recent import LOCK, Recent
 if TYPE_CHECKING:
     from shards.manifest import File
 
-KEPT = 16  # files that stay open; those evicted meanwhile go on taking space
 FETCHERS = 2  # threads that read ahead
 SLOWEST = 1024  # bytes a second; what is slower counts as stalled
 FIRST_RETRIES = 2  # at most, for the manifest: a wrong address should show soon
@@ -45,6 +44,9 @@ class _InUse:
     noted: float
 
 
+OPEN: Recent[_InUse] = Recent(32)  # by all stores together; those evicted meanwhile go on taking space
+
+
 class RemoteStore:
     """See ``shards.store.Store``."""
 
@@ -54,7 +56,7 @@ class RemoteStore:
         self._url, self._settings = url, settings
         self._source: Source = source_at(url, settings.timeout)
         self._cache = Cache(settings)
-        self._open: Recent[_InUse] = Recent(KEPT)
+        self._open = OPEN.keeper(self)
         self._plan: deque[File] = deque()
         self._fetchers, self._process = 0, os.getpid()
 

@@ -86,6 +86,21 @@ def test_what_was_used_longest_ago_makes_room_and_strangers_are_left_alone(tmp_p
     assert (tmp_path / ("0" * 63)).exists()
 
 
+def test_a_folder_with_room_is_not_looked_through_for_each_file(tmp_path, monkeypatch):
+    cache, looked = Cache(CacheSettings(tmp_path, most=100_000)), []
+    entries = cache._entries
+    monkeypatch.setattr(cache, "_entries", lambda: looked.append(1) or entries())
+    for number in range(100):
+        data = number.to_bytes(100, "little")
+        cache.open(file_of(data), putting(data))
+    assert 1 <= len(looked) <= 3
+    other = Cache(CacheSettings(tmp_path, most=10_400))  # others come and go, and the bound holds
+    for number in range(100, 140):
+        data = number.to_bytes(100, "little")
+        other.open(file_of(data), putting(data))
+        assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 10_400
+
+
 def test_parts_count_at_their_full_size_and_those_nobody_fetches_go(tmp_path):
     cache = Cache(CacheSettings(tmp_path, most=300))
     stale = tmp_path / f"{'f' * 64}-250.part"

@@ -52,7 +52,7 @@ def test_recent_keeps_what_was_used_last_within_its_weight():
 
 
 def test_few_files_stay_open_while_threads_read(many, monkeypatch):
-    monkeypatch.setattr(local, "KEPT", 3)
+    monkeypatch.setattr(local, "OPEN", Recent(3))
     ds = shards.open(many, split="train", scale="1/2")
     expected = [ds.members(i) for i in range(12)]
     before, most = descriptors(), 0
@@ -73,8 +73,25 @@ def test_few_files_stay_open_while_threads_read(many, monkeypatch):
     assert descriptors() <= before - 1
 
 
+def test_many_stores_keep_no_more_files_open_than_one(many, monkeypatch):
+    monkeypatch.setattr(local, "OPEN", Recent(8))
+    before = descriptors()
+    sets = [shards.open(many, split="train", scale="1/2") for _ in range(6)]
+    for ds in sets:
+        [ds.members(i) for i in range(12)]
+    assert descriptors() <= before + 8
+    sets[0].members(5)
+    sets.pop()
+    del ds
+    gc.collect()
+    assert (descriptors(), len(local.OPEN)) == (before + 1, 1)  # those of the last set went with it
+    sets.clear()
+    gc.collect()
+    assert (descriptors(), len(local.OPEN)) == (before, 0)
+
+
 def test_a_file_that_is_dropped_while_it_is_read_stays_open_for_its_reader(many, monkeypatch):
-    monkeypatch.setattr(local, "KEPT", 1)
+    monkeypatch.setattr(local, "OPEN", Recent(1))
     ds = shards.open(many, split="train", scale="1/2")
     records = ds._reader.part.shards
     opened = ds.store._opened(records[0])

@@ -105,6 +105,9 @@ def _text(path: Path) -> str:
     if path.stat().st_size > MOST_BYTES:
         raise FormatError(path, f"larger than {MOST_BYTES} bytes; expected a list of classes")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise FormatError(path, "not text in UTF-8; expected a list of classes") from None
+    if any(len(line) > csv.field_size_limit() for line in text.splitlines()):
+        raise FormatError(path, f"a line of more than {csv.field_size_limit()} characters; expected a list of classes")
+    return text

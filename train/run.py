@@ -110,7 +110,7 @@ def open_run(folder: Path) -> Run:
         return _checked(
             Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources, start, space), path
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(path, f"not a readable run file ({type(error).__name__}: {error}); restore it") from None
 
 

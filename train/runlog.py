@@ -91,7 +91,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             int(record["step"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             if number == len(lines):
                 break
             raise FormatError(path, f"line {number} is not a log line ({error}); remove it") from None

@@ -26,14 +26,17 @@ from prep.coco.annotation import annotation_runs, parse_annotations
 from prep.coco.elements import elements
 from prep.coco.index import load_index
 from prep.coco.runs import polygon_runs, rle_runs
+from prep.datasets import coco_panoptic, load_reader, vistas, wilddash
 from prep.decode import decode_source
 from prep.indexed import decode_indices
 from prep.mapping.table import read_mapping
+from prep.mapping.tables import table_rows
 from prep.matfile import as_ids, load_variable
 from prep.pairs import listed
+from prep.remapped import remapped
 from prep.wnids.lists import _kaggle_row, _read, _tiny_row
 from prep.wnids.tarfiles import members
-from shards import soften
+from shards import ClassTable, soften
 from shards.codec import (
     decode_hard,
     decode_image,
@@ -55,7 +58,10 @@ from shards.tar import TAR_END, IndexEntry, sample_blocks, scan, split_blocks
 from tests.fakes_cocolvis import box, compressed
 from tests.fakes_imagenet import tar_bytes
 from tests.fakes_voc_ade_coco import sbd_mat, stuff10k_mat
+from train.class_names import read_pairs
 from train.config import load_recipe
+from train.run import open_run
+from train.runlog import read_log
 
 Call = Callable[[bytes], object]
 FOUND = Path(__file__).parent / "found"
@@ -322,6 +328,44 @@ JOURNAL = (
 )
 SOURCE_LINE = '["%s",1,{"0":3,"65535":2},{"1":1},[0,0,1,9],{"merged":2}]\n' % ("a" * DIGEST_TEXT)
 
+
+def _names_map(path: Path) -> object:
+    run, of_set = (ClassTable.make(names) for names in (["road", "car"], ["street", "auto"]))
+    return read_pairs(path, run, of_set)
+
+
+def _class_map(path: Path) -> object:
+    return remapped(load_reader("camvid"), str(path)).classes
+
+
+def _class_maps() -> list[bytes]:
+    names = load_reader("camvid").classes.names
+    return ["\n".join(["from\tto", *(f"{name}\tthing {i % 3}" for i, name in enumerate(names))]).encode()]
+
+
+def _panoptic(path: Path) -> object:
+    return coco_panoptic._load(path)
+
+
+def _run_files() -> list[bytes]:
+    """A run.json as seg-train writes it."""
+    classes = ClassTable.make(["a", "b"])
+    values = {
+        "format_version": 1,
+        "recipe": load_recipe("demo").to_dict(),
+        "sources": [{"path": "data/x", "dataset": "x", "digest": "d", "filter": "box"}],
+        "classes": classes.to_dict(),
+        "classes_digest": classes.digest,
+        "seed": 0,
+        "versions": {},
+    }
+    return [json.dumps(values).encode()]
+
+
+PANOPTIC = (
+    '{"images":[{"id":1,"file_name":"a.jpg","width":3,"height":2}],"annotations":[{"image_id":1,"file_name":"a.png",'
+    '"segments_info":[{"id":7,"category_id":1,"iscrowd":0}]}],"categories":[{"id":1,"name":"person"}]}'
+)
 RECIPE = 'description = "x"\n[data]\nscales = ["1/2"]\n[loop]\nsteps = 3\n[optim]\nlr = 0.1\n'
 
 
@@ -365,6 +409,23 @@ TARGETS: dict[str, Target] = {
     "indices": Target(_indices, _palettes),
     "journal": Target(_with_file(read_journal, "journal.jsonl"), _text(JOURNAL), ()),
     "journal_line": Target(_state, _text(JOURNAL.splitlines()[1]), ()),
+    "names_map": Target(_with_file(_names_map, "map.tsv"), _text("from\tto\nroad\tstreet\ncar\tauto\n")),
+    "class_map": Target(_with_file(_class_map, "map.tsv"), _class_maps),
+    "table_file": Target(
+        _with_file(lambda path: table_rows(str(path)), "t.tsv"), _text("id\tname\n0\troad\n1\tcar\n", "road\ncar\n")
+    ),
+    "wilddash": Target(
+        _with_file(lambda path: wilddash._lists(path.parent), "random_split.json"), _text('{"train":["a"],"val":["b"]}')
+    ),
+    "vistas": Target(
+        _with_file(vistas._config_names, "config.json"), _text('{"labels":[{"name":"a","color":[1,2,3]}]}')
+    ),
+    "panoptic": Target(_with_file(_panoptic, "panoptic.json"), _text(PANOPTIC)),
+    "run_log": Target(
+        _with_file(lambda path: read_log(path.parent), "log.jsonl"),
+        _text('{"step":1,"loss":2.5}\n{"step":2,"loss":2.25}\n'),
+    ),
+    "run_json": Target(_with_file(lambda path: open_run(path.parent), "run.json"), _run_files),
     "recipe": Target(_with_file(_recipe, "r.toml"), _text(RECIPE)),
     "set": Target(_set, _text("optim.lr=0.01", 'data.scales=["1/2"]', "description=x")),
     "sources_line": Target(_sources, _text(SOURCE_LINE)),

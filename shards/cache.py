@@ -196,8 +196,7 @@ class Cache:
                 if part.length == 0 or (isinstance(error, OSError) and error.errno in _FULL):
                     path.unlink(missing_ok=True)
                 raise
-            path.rename(self.path(file))
-            self._sync()
+            path.rename(self.path(file))  # not synced: after a power cut the part may be back, whole
             return OpenFile(self.path(file), os.dup(fd))
 
     @contextmanager
@@ -277,13 +276,6 @@ class Cache:
         finally:
             os.close(fd)
         return True
-
-    def _sync(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     @contextmanager
     def _troubles(self) -> Iterator[None]:

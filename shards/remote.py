@@ -149,8 +149,6 @@ class RemoteStore:
         """
         where = f"{self.name}/{file.path}"
         resumed = part.length > 0
-        if part.length > file.bytes:
-            part.restart()
         try:
             if part.length < file.bytes:
                 take = partial(self._take, file, part)

@@ -10,7 +10,6 @@ import resource
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -101,6 +100,15 @@ def test_a_folder_with_room_is_not_looked_through_for_each_file(tmp_path, monkey
         assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 10_400
 
 
+def test_a_file_that_somebody_published_just_before_is_taken(tmp_path, monkeypatch):
+    cache, find, calls = Cache(CacheSettings(tmp_path)), Cache.find, []
+    file = file_of(b"content")
+    cache.open(file, putting(b"content"))
+    monkeypatch.setattr(Cache, "find", lambda self, file: calls.append(1) or (find(self, file) if calls[1:] else None))
+    assert cache.open(file, never).read(0, 9) == b"content"
+    assert names(tmp_path) == [file.sha256]
+
+
 def test_parts_count_at_their_full_size_and_those_nobody_fetches_go(tmp_path):
     cache = Cache(CacheSettings(tmp_path, most=300))
     stale = tmp_path / f"{'f' * 64}-250.part"
@@ -156,10 +164,10 @@ def test_a_file_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     """After a power cut, a name must not stand for bytes that never reached the disk."""
     done = []
     fsync, rename = os.fsync, type(tmp_path).rename
-    monkeypatch.setattr(os, "fsync", lambda fd: done.append(Path(f"/proc/self/fd/{fd}").is_dir()) or fsync(fd))
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append("synced") or fsync(fd))
     monkeypatch.setattr(type(tmp_path), "rename", lambda self, to: done.append("rename") or rename(self, to))
     Cache(CacheSettings(tmp_path)).open(file_of(b"x"), putting(b"x"))
-    assert done == [False, "rename", True]
+    assert done == ["synced", "rename"]
 
 
 def test_a_full_disk_gives_up_other_files_first(tmp_path, monkeypatch):

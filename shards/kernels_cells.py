@@ -11,13 +11,8 @@ from shards.kernels import jit
 
 
 @jit
-def mirror(base: Any, cells: Any, out_base: Any, out_cells: Any, chosen: Any) -> None:
-    """Mirror left to right: ``out_base``, ``out_cells`` rising, and ``chosen``, the places of those in ``cells``."""
-    h, w = base.shape
-    for i in range(h):
-        row, out = base[i], out_base[i]
-        for j in range(w):
-            out[j] = row[w - 1 - j]
+def mirror(cells: Any, w: int, out_cells: Any, chosen: Any) -> None:
+    """Mirror cells in rows of w: ``out_cells``, rising again, and ``chosen``, their places in ``cells``."""
     begin = 0
     while begin < len(cells):
         row_start = cells[begin] // w * w

@@ -162,11 +162,13 @@ class SoftLabel:
 
     def flip(self) -> SoftLabel:
         """Mirrored left to right."""
+        import cv2
+
         from shards import kernels_cells
 
-        base, cells, chosen = np.empty_like(self.base, order="C"), np.empty_like(self.cells), np.empty_like(self.cells)
-        kernels_cells.mirror(self.base, self.cells, base, cells, chosen)
-        return self._gather(base, cells, chosen)
+        cells, chosen = np.empty_like(self.cells), np.empty_like(self.cells)
+        kernels_cells.mirror(self.cells, self.shape[1], cells, chosen)
+        return self._gather(np.asarray(cv2.flip(self.base, 1), np.uint16), cells, chosen)
 
     def pad(self, h: int, w: int) -> SoftLabel:
         """Grown to h x w cells with void at the bottom and the right; raises SettingsError where it would shrink."""

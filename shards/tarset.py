@@ -37,7 +37,8 @@ class TarReader:
         return {**self.__dict__, "_lines": {}}
 
     def keys(self) -> list[str]:
-        """All keys, in order."""
+        """All keys, in order; raises FormatError."""
+        self._store.ahead([record.index for record in self.part.shards])
         return [e.key for s in range(len(self.part.shards)) for e in self.entries(s)]
 
     def members(self, i: int) -> dict[str, bytes]:

@@ -11,6 +11,8 @@ import pytest
 from tests.shards.server import Server
 from tests.train.conftest import Call
 from tests.train.test_cli import RECIPE
+from train.config import load_recipe
+from train.mixture import named_paths
 
 
 def test_training_and_scoring_over_http(
@@ -39,6 +41,13 @@ def test_training_and_scoring_over_http(
     assert results["url"] == results["folder"]
     assert len(tars) == len(set(tars)) > 1
     assert list((tmp_path / "cache").iterdir())
+
+
+def test_words_of_a_mixture_may_be_urls(tmp_path: Path) -> None:
+    given = ["pixels=https://host/a?sig=b=c", "pixels=s3://bucket/b", f"tags={tmp_path}"]
+    found = named_paths(given, load_recipe("larvseg-wa150"))
+    assert found == {"pixels": ("https://host/a?sig=b=c", "s3://bucket/b"), "tags": (tmp_path,)}
+    assert named_paths(["https://host/a?sig=b"], load_recipe("demo")) == {"": ("https://host/a?sig=b",)}
 
 
 def test_a_set_that_cannot_be_reached_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prep.build.source import DIGEST_BYTES
+from prep.build.source import DIGEST_AT, DIGEST_BYTES
 
 U64 = npt.NDArray[np.uint64]
 
@@ -25,6 +25,15 @@ def digest_bytes(text: str | bytes) -> bytes:
     if len(found) != DIGEST_BYTES:
         raise ValueError("not a digest")
     return found
+
+
+def read_digests(path: Path) -> bytes:
+    """The digests of all lines of a sources.jsonl, 16 bytes each."""
+    found = bytearray()
+    with open(path, "rb") as file:
+        for line in file:
+            found += digest_bytes(line[DIGEST_AT])
+    return bytes(found)
 
 
 class Known:

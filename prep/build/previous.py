@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,8 +19,8 @@ import numpy as np
 
 from prep.build.counts import Counts
 from prep.build.encode import BadSample
-from prep.build.known import Known, digest_bytes, halves
-from prep.build.sources import DIGEST_AT, SOURCES, decode_line
+from prep.build.known import Known, halves, read_digests
+from prep.build.sources import SOURCES, decode_line
 from prep.places import printable
 from shards.codec import image_suffix
 from shards.errors import FormatError
@@ -177,38 +178,42 @@ class PreviousSplit:
             f"{name}/{scale.folder}": kind(out, parts[str(scale)]) for scale in self.scales
         }
         self._path = out / name / SOURCES
+        self._lines: BufferedReader | None = None
         self.file = next(file for file in manifest.files if file.path == f"{name}/{SOURCES}")
         if problem := check_file(out, self.file):
             raise FormatError(self._path, f"{problem.removeprefix(f'{self._path}: ')}; or start over with --fresh")
         self._read()
-        stored, quarantined = self._starts[-1], self._quarantined[-1]
+        stored, quarantined = self._starts[-1], len(self._bad_lines)
         if stored != manifest.splits[name].samples or quarantined != len(bad):
             raise FormatError(self._path, "does not fit the manifest: start over with --fresh")
 
     def _read(self) -> None:
-        """Where each line begins, its first stored sample, and how many samples before it are quarantined."""
-        self._offsets, self._starts, self._quarantined = array("q", [0]), array("q", [0]), array("q", [0])
-        digests = bytearray()
+        """Where each line begins, its first stored sample, and which lines are of quarantined samples."""
+        self._offsets, self._starts, self._bad_lines = array("q", [0]), array("Q", [0]), array("q")
         with open(self._path, "rb") as file:
-            for line in file:
+            for number, line in enumerate(file):
                 match = _LINE.match(line)
                 if match is None:
                     raise FormatError(self._path, "a line is not one of a source sample: start over with --fresh")
                 samples = int(match[1])
-                digests += digest_bytes(line[DIGEST_AT])
                 self._offsets.append(self._offsets[-1] + len(line))
                 self._starts.append(self._starts[-1] + samples)
-                self._quarantined.append(self._quarantined[-1] + (samples == 0))
-        self.digests = bytes(digests)
+                if not samples:
+                    self._bad_lines.append(number)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def digests(self) -> bytes:
+        """Of all lines, 16 bytes each."""
+        return read_digests(self._path)
+
     def counts(self, line: int) -> Counts:
         """What the statistics count of a source sample."""
-        with open(self._path, "rb") as file:
-            file.seek(self._offsets[line])
-            return decode_line(file.readline(), self.scales, self._path, line + 1)[1]
+        if self._lines is None:
+            self._lines = open(self._path, "rb")  # noqa: SIM115  # closed with the set
+        self._lines.seek(self._offsets[line])
+        return decode_line(self._lines.readline(), self.scales, self._path, line + 1)[1]
 
     def ordinals(self, line: int) -> range:
         """Its stored samples."""
@@ -216,11 +221,13 @@ class PreviousSplit:
 
     def quarantined(self, line: int) -> list[BadSample]:
         """Its entry in quarantine, if it has one."""
-        return list(self.bad[self._quarantined[line] : self._quarantined[line + 1]])
+        if self._starts[line] != self._starts[line + 1]:
+            return []
+        return [self.bad[bisect_left(self._bad_lines, line)]]
 
     def missing_from(self, digests: bytes) -> Iterator[int]:
         """The lines whose digests are not among these."""
-        gone = ~np.isin(halves(self.digests)[0], halves(digests)[0])
+        gone = ~np.isin(halves(self.digests())[0], halves(digests)[0])
         return (int(line) for line in np.flatnonzero(gone))
 
     def key(self, line: int, windows: bool) -> str:
@@ -233,6 +240,12 @@ class PreviousSplit:
             return bad[0].key
         stored = next(iter(self.streams.values())).place(self._starts[line]).entry.key
         return stored.rpartition("/")[0] if windows else stored
+
+    def close(self) -> None:
+        """Close the list of lines."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
 
 class Previous:
@@ -250,7 +263,12 @@ class Previous:
 
     def known(self, path: Path) -> Known:
         """The table of all lines' digests, written to `path`."""
-        return Known.write(path, b"".join(split.digests for split in self.splits.values()))
+        return Known.write(path, b"".join(split.digests() for split in self.splits.values()))
+
+    def close(self) -> None:
+        """Close its files."""
+        for split in self.splits.values():
+            split.close()
 
     def stream(self, name: str) -> PreviousStream | None:
         """The stream "<split>/<scale folder>"; None where there is no such split."""

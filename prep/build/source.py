@@ -13,6 +13,7 @@ from shards.errors import SampleError
 
 DIGEST_BYTES = 16
 DIGEST_TEXT = 22  # characters
+DIGEST_AT = slice(2, 2 + DIGEST_TEXT)  # in a line of sources.jsonl
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from shards.scale import Scale
 from shards.shardfile import hash_prefix, write_all
 
 SOURCES = "sources.jsonl"
-DIGEST_AT = slice(2, 2 + DIGEST_TEXT)  # where a line holds its digest
 
 
 def building_name(split: str) -> str:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from prep.build import outdir
-from prep.build.known import digest_bytes
+from prep.build.known import read_digests
 from prep.build.outdir import MOVED, READY, UPDATE
 from prep.build.plan import Plan
 from prep.build.previous import Previous, key_hash
 from prep.build.publish import check_sizes, pack_store, read_quarantine, store_name
 from prep.build.settings import describe_differences, library_versions
-from prep.build.sources import DIGEST_AT, SOURCES, building_name
+from prep.build.sources import SOURCES, building_name
 from prep.build.state import BuildState
 from shards.errors import FormatError, SettingsError
 from shards.manifest import MANIFEST, Manifest, publish_bytes, sync_folder
@@ -106,7 +106,7 @@ def _compare_split(
     new, gone = set(state.new.get(name, ())), set[int]()
     before = previous.splits.get(name)
     if before:
-        digests = _digests(folder / building_name(name)) if samples else b""
+        digests = read_digests(folder / building_name(name)) if samples else b""
         windows = plan.settings.weak_crop is not None
         gone = {key_hash(before.key(line, windows)) for line in before.missing_from(digests)}
     changed, count = len(new & gone), len(state.new.get(name, ()))
@@ -119,15 +119,6 @@ def _compare_split(
         kept=sum(kept for kept, _ in files),
         rewritten=sum(rewritten for _, rewritten in files),
     )
-
-
-def _digests(path: Path) -> bytes:
-    """Of all lines, 16 bytes each."""
-    found = bytearray()
-    with open(path, "rb") as file:
-        for line in file:
-            found += digest_bytes(line[DIGEST_AT])
-    return bytes(found)
 
 
 def _files(state: BuildState, previous: Previous, stream: str) -> tuple[int, int]:

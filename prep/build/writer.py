@@ -88,6 +88,8 @@ class ChunkWriter:
             stream.abandon()
         for file in self._sources.values():
             file.close()
+        if self._previous is not None:
+            self._previous.close()
         self._journal.close()
 
     def _stream(self, name: str) -> ReusingStream:

@@ -165,6 +165,20 @@ def test_only_the_stores_of_an_affected_split_are_rewritten(tmp_path: Path) -> N
     assert {path.relative_to(tmp_path / "out").parts[0] for path in kept} == {"train"}
 
 
+def test_a_line_that_comes_twice_and_no_longer(tmp_path: Path) -> None:
+    """What the pipeline itself says of a sample (a duplicate) decides its fate, not only its bytes."""
+    raw = Raw(tmp_path / "raw").fill({"train": 5})
+    build(raw, tmp_path / "out")
+    path = raw.root / "train.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[3], *lines]))
+    assert [bad.key for bad in build(raw, tmp_path / "out", update=True).bad] == ["f0040"]
+    check_like_scratch(raw, tmp_path / "out", tmp_path / "twice")
+    raw.write()
+    assert not build(raw, tmp_path / "out", update=True).bad
+    check_like_scratch(raw, tmp_path / "out", tmp_path / "once")
+
+
 def test_an_update_without_a_set_builds_one(tmp_path: Path) -> None:
     raw = Raw(tmp_path / "raw").fill({"train": 3})
     assert not build(raw, tmp_path / "out", update=True).changes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import urllib.error
 import urllib.request
@@ -146,11 +147,16 @@ class FsspecSource:
     """Any file system that fsspec knows: s3://, gs://, memory://, ... configured as fsspec says."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
+        self._connect()
+
+    def _connect(self) -> None:
         import fsspec  # here: sets in a folder never need it
 
-        scheme, plain = url.partition(":")[0], url.partition("?")[0]
+        scheme, plain = self._url.partition(":")[0], self._url.partition("?")[0]
         try:
-            self._files, self._root = fsspec.url_to_fs(url)
+            self._files, self._root = fsspec.url_to_fs(self._url)
+            self._process = os.getpid()
         except ImportError as error:
             extra = EXTRAS.get(scheme)
             remedy = f"pip install 'segshards[{extra}]'" if extra else _line(error)
@@ -160,6 +166,8 @@ class FsspecSource:
 
     def read(self, path: str, start: int) -> Stream:
         """See ``Source.read``."""
+        if self._process != os.getpid():  # forked: many of them work in the process alone that made them
+            self._connect()
         with _any_faults():
             file = self._files.open(f"{self._root.rstrip('/')}/{path}", "rb")
             total = file.seek(0, 2)

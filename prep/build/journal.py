@@ -71,7 +71,7 @@ def read_journal(path: Path) -> list[tuple[dict[str, Any], int]]:
         end += len(raw)
         try:
             value = json.loads(raw) if raw.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict) or (lines and value.get("chunk") != len(lines) - 1):
             break

@@ -59,7 +59,7 @@ def decode_line(line: bytes, scales: Sequence[Scale], where: str | Path, number:
         if not isinstance(digest, str) or len(digest) != DIGEST_TEXT:
             raise ValueError("no digest")
         return digest, counts
-    except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         raise FormatError(where, f"line {number} is not one of a source sample: build again with --fresh") from error
 
 

@@ -7,6 +7,10 @@ in `<out>/.build/` while the set stays as it is and can be read. Then, in this o
 again after a kill: the manifest goes; shards that are kept move to `.build/ready/` under their new names; what is left
 of the old set goes; a mark says so; and the set is published as any other. So no manifest ever names files that are
 not there, and the disk holds the old set and the rewritten shards at most (a zarr store is packed beside the old one).
+
+A set that was published for long is not trusted blindly. Files are checked for their sizes; whatever is copied out of
+one, for its checksum first. A file that is kept whole is not read: its checksum in the new manifest is the old one, so
+`seg-shards verify` finds what has happened to it since. A reader that is open meanwhile must open the set again.
 """
 
 from __future__ import annotations

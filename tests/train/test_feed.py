@@ -168,20 +168,27 @@ def test_the_window_is_the_recipes(shard_set: Path) -> None:
 
 def test_auto_takes_threads_where_they_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.feed.cores", lambda: 2)
+    for found, loader in ((1.7, "threads"), (1.5, "processes"), (0.0, "processes")):
+        with monkeypatch.context() as patch:
+            patch.setattr("train.feed.speedup", lambda *args, found=found: found)
+            with batches(toy(loader="auto"), CPU) as source:
+                assert source.choice == Choice(loader, 2, found)
+                assert str(source.choice) == f"data: 2 {loader} (threads: {found:.1f} times as fast as one)"
+    assert choose(toy(0, "auto"), [[0]]) == Choice("threads", 0)
+    assert choose(toy(9, "processes"), [[0]]) == Choice("processes", 2)
 
-    gil = threading.Lock()  # what holds up the other threads: in truth the interpreter's own
+
+def test_a_trial_tells_whether_threads_hold_each_other_up() -> None:
+    """Tried again where a busy machine wakes its threads too late."""
+    gil = threading.Lock()  # in truth the interpreter's own
 
     def holds(position: int) -> None:
         with gil:
             time.sleep(0.03)
 
-    free, held = toy(loader="auto", work=lambda position: time.sleep(0.03)), toy(loader="auto", work=holds)
-    assert speedup(free, range(6), 2) > 1.6
-    assert speedup(held, range(6), 2) < 1.4
-    with batches(free, CPU) as source:
-        assert source.choice.loader == "threads"
-        assert re.fullmatch(r"data: 2 threads \(threads: [12]\.\d times as fast as one\)", str(source.choice))
-    assert choose(held, [[0, 1, 2, 3]] * 9).loader == "processes"
+    assert any(speedup(toy(work=lambda position: time.sleep(0.03)), range(6), 2) > 1.6 for _ in range(5))
+    assert any(speedup(toy(work=holds), range(6), 2) < 1.3 for _ in range(5))
+    assert speedup(toy(), [], 2) == 0
 
 
 def test_a_trial_that_fails_leaves_the_error_to_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Fuzzing of everything that parses what others wrote: only typed errors may come out, soon, and within bounds.
 
-targets     each parser as a function of bytes, what it may raise, and honest inputs to start from
+targets     each parser as a function of bytes, and what it may raise
+seeds       honest inputs to start from
 mutate      bytes -> other bytes: flips, cuts, repeats, numbers and words that parsers trip over
 found/      one folder a target: inputs that once broke it, and a few that reach deep; all are tests for ever
 

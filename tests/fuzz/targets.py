@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import io
 import json
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from prep.build.journal import read_journal
-from prep.build.source import DIGEST_TEXT
 from prep.build.sources import decode_line
 from prep.build.state import BuildState
 from prep.class_file import read_class_file
@@ -36,28 +32,22 @@ from prep.pairs import listed
 from prep.remapped import remapped
 from prep.wnids.lists import _kaggle_row, _read, _tiny_row
 from prep.wnids.tarfiles import members
-from shards import ClassTable, soften
+from shards import ClassTable
 from shards.codec import (
     decode_hard,
     decode_image,
     decode_instances,
     decode_meta,
     decode_soft,
-    encode_hard,
-    encode_instances,
-    encode_meta,
     encode_soft,
     image_facts,
 )
-from shards.codec.image import ImageFormat, encode_image
 from shards.errors import SegshardsError
-from shards.index import decode_entry, decode_index, encode_index
+from shards.index import decode_entry, decode_index
 from shards.manifest import parse_manifest
 from shards.scale import Scale
-from shards.tar import TAR_END, IndexEntry, sample_blocks, scan, split_blocks
-from tests.fakes_cocolvis import box, compressed
-from tests.fakes_imagenet import tar_bytes
-from tests.fakes_voc_ade_coco import sbd_mat, stuff10k_mat
+from shards.tar import TAR_END, scan, split_blocks
+from tests.fuzz import seeds
 from train.class_names import read_pairs
 from train.config import load_recipe
 from train.run import open_run
@@ -115,66 +105,8 @@ def _with_file(call: Callable[[Path], object], name: str) -> Call:
     return run
 
 
-@cache
-def _label() -> np.ndarray:
-    random = np.random.default_rng(1)
-    coarse = random.integers(0, 5, (4, 5)).astype(np.uint16)
-    label = np.repeat(np.repeat(coarse, 6, 0), 5, 1)
-    label[3:6] = 65535
-    return label
-
-
-@cache
-def _members() -> dict[str, bytes]:
-    label = _label()
-    pixels = np.random.default_rng(2).integers(0, 255, (*label.shape, 3)).astype(np.uint8)
-    return {
-        "jpg": encode_image(pixels, ImageFormat("jpeg", 80)),
-        "png": encode_image(pixels, ImageFormat("png")),
-        "webp": encode_image(pixels, ImageFormat("webp")),
-        "seg.png": encode_hard(label, 5),
-        "inst.png": encode_instances((label == 1).astype(np.uint16)),
-        "soft.npz": encode_soft(soften(label, "1/2", "box")),
-        "json": encode_meta({"key": "a/b", "size": [24, 25], "split": "train", "scale": "1", "weak": [0, 1]}),
-    }
-
-
-def _soft_seeds() -> list[bytes]:
-    wide = _label().astype(np.uint16)
-    wide[wide == 3] = 900
-    every = [soften(label, scale, filter) for label in (_label(), wide) for scale, filter in WAYS]
-    return [encode_soft(soft) for soft in every]
-
-
-WAYS = (("1/2", "box"), ("1/3", "bilinear"), ("1/4", "triangle"))
-
-
-@cache
-def _shard() -> tuple[bytes, IndexEntry]:
-    parts = {name: _members()[name] for name in ("jpg", "seg.png", "json")}
-    entry = IndexEntry("a/b", 0, {name: len(data) for name, data in parts.items()})
-    return sample_blocks("a/b", parts), entry
-
-
 def _split(data: bytes) -> object:
-    return split_blocks(data, _shard()[1], "here")
-
-
-def _index_seeds() -> list[bytes]:
-    entry = _shard()[1]
-    entries = [IndexEntry(f"k{i}", i * entry.length, entry.sizes) for i in range(3)]
-    return [encode_index(entries), encode_index([])]
-
-
-def _images() -> list[bytes]:
-    return [_members()[name] for name in ("jpg", "png", "webp", "seg.png", "inst.png")]
-
-
-def _palettes() -> list[bytes]:
-    out = io.BytesIO()
-    picture = Image.fromarray(_label().astype(np.uint8) % 5).convert("P")
-    picture.save(out, "PNG", bits=4)
-    return [out.getvalue(), _members()["seg.png"], _members()["inst.png"]]
+    return split_blocks(data, seeds.shard()[1], "here")
 
 
 def _soft(data: bytes) -> None:
@@ -291,44 +223,6 @@ def _indices(data: bytes) -> object:
     return decode_indices(data, "here")
 
 
-def _text(*texts: str) -> Callable[[], list[bytes]]:
-    return lambda: [text.encode() for text in texts]
-
-
-def _manifest_seeds() -> list[bytes]:
-    golden = Path(__file__).parents[1] / "golden"
-    return [path.read_bytes() for path in sorted(golden.glob("v1-*/manifest.json"))[:2]]
-
-
-def _mat_seeds() -> list[bytes]:
-    small = _label()[:6, :7].clip(0, 20).astype(np.uint8)
-    return [sbd_mat(small), stuff10k_mat(small, 3)]
-
-
-def _tar_seeds() -> list[bytes]:
-    files = {"n01440764_1.JPEG": b"x" * 700, "deep/" * 30 + "n01440764_2.JPEG": b"y" * 20}
-    return [tar_bytes(files, form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)]
-
-
-PACKED = compressed(box(3, 4, 9, 7, (24, 30)))["counts"]
-ANNOTATION = (
-    '{"id":1,"image_id":1,"category_id":2,"iscrowd":0,"segmentation":[[1,1,9.5,2,8,9]]}\n'
-    '{"id":2,"image_id":1,"category_id":3,"segmentation":{"counts":[3,700,17],"size":[24,30]}}\n'
-    '{"id":3,"image_id":1,"category_id":3,"segmentation":{"counts":"PACKED","size":[24,30]}}'
-).replace("PACKED", json.dumps(PACKED)[1:-1])
-COCO = (
-    '{"info":{"a":"b"},"images":[{"id":1,"width":30,"height":24,"file_name":"a.jpg","coco_url":"x/y/a.jpg"}],'
-    '"annotations":[{"id":1,"image_id":1,"category_id":2,"segmentation":[[1,1,9,2,8,9]]}],'
-    '"categories":[{"id":2,"name":"cat","synset":"cat.n.01"}]}'
-)
-JOURNAL = (
-    '{"version":1,"settings":{}}\n'
-    '{"chunk":0,"split":"val","closed":[],"open":[],"counts":{"samples":1,"pixels":{"0":3},"images":{"0":1},'
-    '"mixed":{"1/2":[1,2]}},"bad":[{"key":"a","split":"val","source":"b","reason":"c"}],"seconds":0.1}\n'
-)
-SOURCE_LINE = '["%s",1,{"0":3,"65535":2},{"1":1},[0,0,1,9],{"merged":2}]\n' % ("a" * DIGEST_TEXT)
-
-
 def _names_map(path: Path) -> object:
     run, of_set = (ClassTable.make(names) for names in (["road", "car"], ["street", "auto"]))
     return read_pairs(path, run, of_set)
@@ -338,35 +232,8 @@ def _class_map(path: Path) -> object:
     return remapped(load_reader("camvid"), str(path)).classes
 
 
-def _class_maps() -> list[bytes]:
-    names = load_reader("camvid").classes.names
-    return ["\n".join(["from\tto", *(f"{name}\tthing {i % 3}" for i, name in enumerate(names))]).encode()]
-
-
 def _panoptic(path: Path) -> object:
     return coco_panoptic._load(path)
-
-
-def _run_files() -> list[bytes]:
-    """A run.json as seg-train writes it."""
-    classes = ClassTable.make(["a", "b"])
-    values = {
-        "format_version": 1,
-        "recipe": load_recipe("demo").to_dict(),
-        "sources": [{"path": "data/x", "dataset": "x", "digest": "d", "filter": "box"}],
-        "classes": classes.to_dict(),
-        "classes_digest": classes.digest,
-        "seed": 0,
-        "versions": {},
-    }
-    return [json.dumps(values).encode()]
-
-
-PANOPTIC = (
-    '{"images":[{"id":1,"file_name":"a.jpg","width":3,"height":2}],"annotations":[{"image_id":1,"file_name":"a.png",'
-    '"segments_info":[{"id":7,"category_id":1,"iscrowd":0}]}],"categories":[{"id":1,"name":"person"}]}'
-)
-RECIPE = 'description = "x"\n[data]\nscales = ["1/2"]\n[loop]\nsteps = 3\n[optim]\nlr = 0.1\n'
 
 
 def _recipe(path: Path) -> object:
@@ -379,54 +246,58 @@ def _set(data: bytes) -> object:
 
 TARGETS: dict[str, Target] = {
     "tar_scan": Target(
-        _with_file(lambda path: list(scan(path)), "shard.tar"), lambda: [_shard()[0] + TAR_END, TAR_END]
+        _with_file(lambda path: list(scan(path)), "shard.tar"), lambda: [seeds.shard()[0] + TAR_END, TAR_END]
     ),
-    "split_blocks": Target(_split, lambda: [_shard()[0]]),
-    "index": Target(decode_index, _index_seeds),
-    "index_entry": Target(_entry, lambda: [_index_seeds()[0].splitlines()[1]]),
-    "manifest": Target(lambda data: parse_manifest(data, "here"), _manifest_seeds),
-    "soft": Target(_soft, _soft_seeds),
-    "hard": Target(_hard, lambda: [_members()["seg.png"], _members()["inst.png"]]),
-    "image": Target(_image, _images),
-    "instances": Target(_instances, lambda: [_members()["inst.png"], _members()["seg.png"]]),
-    "meta": Target(decode_meta, lambda: [_members()["json"]]),
-    "annotations": Target(_annotations, _text(ANNOTATION)),
-    "rle": Target(_rle, _text(PACKED)),
+    "split_blocks": Target(_split, lambda: [seeds.shard()[0]]),
+    "index": Target(decode_index, seeds.index_seeds),
+    "index_entry": Target(_entry, lambda: [seeds.index_seeds()[0].splitlines()[1]]),
+    "manifest": Target(lambda data: parse_manifest(data, "here"), seeds.manifest_seeds),
+    "soft": Target(_soft, seeds.soft_seeds),
+    "hard": Target(_hard, lambda: [seeds.members()["seg.png"], seeds.members()["inst.png"]]),
+    "image": Target(_image, seeds.images),
+    "instances": Target(_instances, lambda: [seeds.members()["inst.png"], seeds.members()["seg.png"]]),
+    "meta": Target(decode_meta, lambda: [seeds.members()["json"]]),
+    "annotations": Target(_annotations, seeds.text(seeds.ANNOTATION)),
+    "rle": Target(_rle, seeds.text(seeds.PACKED)),
     "counts": Target(_counts, lambda: [np.array([3, 700, 17], np.int64).tobytes()]),
     "polygon": Target(_polygon, lambda: [np.array([1, 1, 9, 2, 8, 9] * 4, np.float32).tobytes()]),
-    "elements": Target(_with_file(_elements, "coco.json"), _text(COCO)),
-    "coco_index": Target(_with_file(load_index, "index.json"), _text(COCO)),
-    "tarfile": Target(_with_file(_tarfile, "n.tar"), _tar_seeds),
-    "matfile": Target(_mat, _mat_seeds),
-    "matfile_text": Target(_mat_text, _mat_seeds),
-    "classes_txt": Target(_classes("classes.txt"), _text("road\t1,2,3\ncar\nvoid\n")),
-    "classes_tsv": Target(_classes("classes.tsv"), _text("id\tname\tcolour\n0\troad\t1,2,3\n7\tcar\t\n255\tvoid\t\n")),
-    "mapping": Target(_with_file(read_mapping, "m.tsv"), _text("wnid\tclass\tway\nn02084071\tdog\tname\n")),
-    "lists": Target(
-        _with_file(_lists, "list.txt"), _text("a.JPEG\tn02084071\t1\t2\nImageId,P\nb,n02084071 1 2 3 4\n\ufeffc\n")
+    "elements": Target(_with_file(_elements, "coco.json"), seeds.text(seeds.COCO)),
+    "coco_index": Target(_with_file(load_index, "index.json"), seeds.text(seeds.COCO)),
+    "tarfile": Target(_with_file(_tarfile, "n.tar"), seeds.tar_seeds),
+    "matfile": Target(_mat, seeds.mat_seeds),
+    "matfile_text": Target(_mat_text, seeds.mat_seeds),
+    "classes_txt": Target(_classes("classes.txt"), seeds.text("road\t1,2,3\ncar\nvoid\n")),
+    "classes_tsv": Target(
+        _classes("classes.tsv"), seeds.text("id\tname\tcolour\n0\troad\t1,2,3\n7\tcar\t\n255\tvoid\t\n")
     ),
-    "source_image": Target(_source_image, _images),
-    "indices": Target(_indices, _palettes),
-    "journal": Target(_with_file(read_journal, "journal.jsonl"), _text(JOURNAL), ()),
-    "journal_line": Target(_state, _text(JOURNAL.splitlines()[1]), ()),
-    "names_map": Target(_with_file(_names_map, "map.tsv"), _text("from\tto\nroad\tstreet\ncar\tauto\n")),
-    "class_map": Target(_with_file(_class_map, "map.tsv"), _class_maps),
+    "mapping": Target(_with_file(read_mapping, "m.tsv"), seeds.text("wnid\tclass\tway\nn02084071\tdog\tname\n")),
+    "lists": Target(
+        _with_file(_lists, "list.txt"), seeds.text("a.JPEG\tn02084071\t1\t2\nImageId,P\nb,n02084071 1 2 3 4\n\ufeffc\n")
+    ),
+    "source_image": Target(_source_image, seeds.images),
+    "indices": Target(_indices, seeds.palettes),
+    "journal": Target(_with_file(read_journal, "journal.jsonl"), seeds.text(seeds.JOURNAL), ()),
+    "journal_line": Target(_state, seeds.text(seeds.JOURNAL.splitlines()[1]), ()),
+    "names_map": Target(_with_file(_names_map, "map.tsv"), seeds.text("from\tto\nroad\tstreet\ncar\tauto\n")),
+    "class_map": Target(_with_file(_class_map, "map.tsv"), seeds.class_maps),
     "table_file": Target(
-        _with_file(lambda path: table_rows(str(path)), "t.tsv"), _text("id\tname\n0\troad\n1\tcar\n", "road\ncar\n")
+        _with_file(lambda path: table_rows(str(path)), "t.tsv"),
+        seeds.text("id\tname\n0\troad\n1\tcar\n", "road\ncar\n"),
     ),
     "wilddash": Target(
-        _with_file(lambda path: wilddash._lists(path.parent), "random_split.json"), _text('{"train":["a"],"val":["b"]}')
+        _with_file(lambda path: wilddash._lists(path.parent), "random_split.json"),
+        seeds.text('{"train":["a"],"val":["b"]}'),
     ),
     "vistas": Target(
-        _with_file(vistas._config_names, "config.json"), _text('{"labels":[{"name":"a","color":[1,2,3]}]}')
+        _with_file(vistas._config_names, "config.json"), seeds.text('{"labels":[{"name":"a","color":[1,2,3]}]}')
     ),
-    "panoptic": Target(_with_file(_panoptic, "panoptic.json"), _text(PANOPTIC)),
+    "panoptic": Target(_with_file(_panoptic, "panoptic.json"), seeds.text(seeds.PANOPTIC)),
     "run_log": Target(
         _with_file(lambda path: read_log(path.parent), "log.jsonl"),
-        _text('{"step":1,"loss":2.5}\n{"step":2,"loss":2.25}\n'),
+        seeds.text('{"step":1,"loss":2.5}\n{"step":2,"loss":2.25}\n'),
     ),
-    "run_json": Target(_with_file(lambda path: open_run(path.parent), "run.json"), _run_files),
-    "recipe": Target(_with_file(_recipe, "r.toml"), _text(RECIPE)),
-    "set": Target(_set, _text("optim.lr=0.01", 'data.scales=["1/2"]', "description=x")),
-    "sources_line": Target(_sources, _text(SOURCE_LINE)),
+    "run_json": Target(_with_file(lambda path: open_run(path.parent), "run.json"), seeds.run_files),
+    "recipe": Target(_with_file(_recipe, "r.toml"), seeds.text(seeds.RECIPE)),
+    "set": Target(_set, seeds.text("optim.lr=0.01", 'data.scales=["1/2"]', "description=x")),
+    "sources_line": Target(_sources, seeds.text(seeds.SOURCE_LINE)),
 }

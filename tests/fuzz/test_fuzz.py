@@ -14,15 +14,12 @@ from tests.fuzz.__main__ import fuzz
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import FOUND, TARGETS, Target
 
-PENDING = ("journal", "sources_line")  # known, and being mended
 KEPT = sorted(path for path in FOUND.rglob("*") if path.is_file())
 SECONDS = 5.0  # for one input, on a slow machine
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_inputs_that_once_broke_a_parser(path: Path) -> None:
-    if path.parent.name in PENDING:
-        pytest.xfail("known, and being mended")
     began = time.process_time()
     TARGETS[path.parent.name].run(path.read_bytes())
     assert time.process_time() - began < SECONDS

@@ -5,7 +5,8 @@
 The sample is a procedural street. Old and new take turns; medians over the rounds are printed, of CPU time where one
 thread runs, which waiting for a core does not lengthen, and of wall time for the scaling: two threads that decode the
 same member against one that does, 2.0 where nothing holds the other up. Scaling is only worth reading on an idle
-machine with two cores. At the end: what `import shards` takes, and a first sample in a fresh process.
+machine with two cores; the last table bounds from a single thread how long each decoder holds the GIL. Between them:
+what `import shards` takes, and a first sample in a fresh process.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 
 import shards
 from prep.datasets import load_reader
+from shards import kernels, kernels_cells, kernels_png, kernels_soft
 from shards.codec import (
     ImageFormat,
     decode_hard,
@@ -38,10 +43,12 @@ from shards.codec import (
     encode_instances,
     encode_meta,
     encode_soft,
+    inflate,
 )
 from tests.bench.timing import alternate, markdown
 from tests.shards import pillow_oracle, soft_oracle
 from tests.train.batch_oracle import slow_targets
+from train import batch_kernels
 from train.batch import planar, targets_of
 
 Job = Callable[[], object]
@@ -169,11 +176,76 @@ def scaling(job: Job, seconds: float) -> float:
     return 2 * took["one"] / took["two"]
 
 
+def several(job: Job, least: float = 0.005) -> tuple[Job, int]:
+    """The job so many times that a turn is no shorter than ``least`` seconds, and how many."""
+    job()
+    begin = time.process_time()
+    job()
+    times = max(1, round(least / max(time.process_time() - begin, 1e-6)))
+
+    def turn() -> None:
+        for _ in range(times):
+            job()
+
+    return turn, times
+
+
+class Released:
+    """Counts the seconds in calls that let go of the GIL: kernels, inflate, checksums, libjpeg-turbo."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        for module in (kernels, kernels_png, kernels_soft, kernels_cells, batch_kernels):
+            for name, value in vars(module).items():
+                if hasattr(value, "py_func") and not name.startswith("_"):  # private ones are called by kernels
+                    setattr(module, name, self.counted(value))
+        fast = inflate._zlib
+        inflate._zlib = SimpleNamespace(
+            error=fast.error, crc32=self.counted(fast.crc32), decompressobj=lambda wrapping: self.stream(fast, wrapping)
+        )
+        simplejpeg.decode_jpeg = self.counted(simplejpeg.decode_jpeg)
+
+    def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, its seconds added up."""
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+        return timed
+
+    def stream(self, fast: Any, wrapping: int) -> Any:
+        """A zlib stream whose seconds are counted."""
+        real = fast.decompressobj(wrapping)
+
+        class Stream:
+            decompress = staticmethod(self.counted(real.decompress))
+            unused_data = property(lambda _: real.unused_data)
+            eof = property(lambda _: real.eof)
+
+        return Stream()
+
+    def held(self, job: Job) -> float:
+        """Milliseconds of the job outside those calls: it holds the GIL for so long at most."""
+        job()
+        outside = []
+        for _ in range(30):
+            self.seconds, begin = 0.0, time.perf_counter()
+            job()
+            outside.append(time.perf_counter() - begin - self.seconds)
+        return statistics.quantiles(outside, n=4)[0] * 1e3  # the lower quartile: others may have had the core
+
+
 def compare(cases: list[Case], rounds: int) -> None:
     """Print the table."""
     rows = []
     for what, old, new in cases:
-        took = alternate({"old": old, "new": new}, rounds, time.process_time)
+        turns = {"old": several(old), "new": several(new)}
+        took = alternate({name: turn for name, (turn, _) in turns.items()}, rounds, time.process_time)
+        took = {name: seconds / turns[name][1] for name, seconds in took.items()}
         ratio = took["old"] / took["new"]
         milliseconds = [f"{took[name] * 1e3:.3f}" for name in ("old", "new")]
         scales = [f"{scaling(job, took[name]):.2f}" for name, job in (("old", old), ("new", new))]
@@ -216,6 +288,9 @@ def main() -> None:
             cases += [*image_cases(small, scale), *soft_cases(soft, small, scale)]
         compare(cases, arguments.rounds)
         first_sample(Path(folder), arguments.size, 5)
+        released = Released()
+        rows = [[what, f"{released.held(new):.3f}"] for what, _, new in cases if "flipped" not in what]
+        print("", markdown(["what", "new: GIL held at most, ms"], rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_any_edits_end_in_the_bytes_of_a_build_from_scratch(tmp_path: Path, kind
     draw, options = random.Random(kind), KINDS[kind]
     raw = Raw(tmp_path / "raw").fill({"train": 9, "val": 4})
     build(raw, tmp_path / "out", **options)
-    for step in range(3 if kind == "zarr" else 5):
+    for step in range(3):
         edits = [raw.edit(draw) for _ in range(draw.choice((1, 1, 3)))]
         build(raw, tmp_path / "out", update=True, **options)
         try:
@@ -109,6 +109,16 @@ def test_shards_that_stay_are_moved_and_not_written(tmp_path: Path) -> None:
     same = times.items() & after.items()
     assert len(same) == change.kept > len(after) / 2
     check_like_scratch(raw, tmp_path / "out", tmp_path / "scratch", shard_size=30_000)
+
+
+def test_shards_of_one_sample_are_all_kept(tmp_path: Path) -> None:
+    raw = Raw(tmp_path / "raw").fill({"train": 6})
+    build(raw, tmp_path / "out", shard_size=1)
+    items = list(raw.splits["train"].items())
+    raw.splits["train"] = dict([*items[:2], ("new", raw.new()), *items[2:5]])
+    change = build(raw.write(), tmp_path / "out", update=True, shard_size=1).changes["train"]
+    assert change == SplitChange(unchanged=5, added=1, removed=1, kept=10, rewritten=2)
+    check_like_scratch(raw, tmp_path / "out", tmp_path / "scratch", shard_size=1)
 
 
 def test_only_what_has_changed_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,14 @@ def test_a_missed_target_says_so() -> None:
     assert "**ours / best: 1.19** (target 1.5: MISSED)" in tables.contest_table(contest(), scores)
 
 
+def test_one_rival_can_be_named_apart_from_the_best() -> None:
+    one = contest(versus="A")
+    assert "; ours / A: 1.9" in tables.contest_table(one, play([one], 1, Machine(RATES), lambda line: None))
+    alone = tables.contest_table(one, play([one], 1, Machine(RATES, (A2, A3)), lambda line: None))
+    assert "ours / best: 1.36" in alone
+    assert "ours / A" not in alone
+
+
 def test_our_other_ways_are_no_peers() -> None:
     dense = Rival("ours", "soft-dense", "threads=2", "segshards, made dense")
     one = Contest("soft", "Soft", "streets", (OURS2, dense, B), "segshards", 10.0)

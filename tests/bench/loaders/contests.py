@@ -40,6 +40,7 @@ class Contest:
         target: what that ratio is to reach; None: nothing was promised.
         first: only the time to the first batch counts.
         borrows: contest whose first round decides on the settings here.
+        versus: a label that the base is compared with apart from the best one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Contest:
     target: float | None
     first: bool = False
     borrows: str | None = None
+    versus: str | None = None
 
 
 def everybody(mode: str, ours: Sequence[tuple[str, str]] = ()) -> tuple[Rival, ...]:
@@ -70,10 +72,8 @@ def _quarter() -> tuple[Rival, ...]:
 
 
 SOFT = (("soft", "segshards, sparse planes"), ("soft-dense", "segshards, made dense"))
-LITERAL = tuple(
-    Rival("webdataset", "soft-torch", setting, "webdataset, torch's one_hot and interpolate")
-    for setting in BY_NAME["webdataset"].settings
-)
+TORCH = "webdataset, torch's one_hot and interpolate"
+LITERAL = tuple(Rival("webdataset", "soft-torch", setting, TORCH) for setting in BY_NAME["webdataset"].settings)
 
 CONTESTS = (
     Contest(
@@ -94,6 +94,7 @@ CONTESTS = (
         "segshards, sparse planes",
         10.0,
         borrows="fast",
+        versus=TORCH,
     ),
     Contest("quarter", "Ours at scale 1/4: stored, against resized", "streets", _quarter(), "stored scale 1/4", 5.0),
     Contest(

@@ -44,7 +44,16 @@ def verdict(contest: Contest, scores: Scores) -> str:
     if ratio is None:
         return "ours / best: not measured"
     goal = "" if contest.target is None else f" (target {contest.target:g}: {_met(ratio >= contest.target)})"
-    return f"**ours / best: {ratio:.2f}**{goal}"
+    return f"**ours / best: {ratio:.2f}**{goal}{_versus(contest, scores)}"
+
+
+def _versus(contest: Contest, scores: Scores) -> str:
+    """The base against one rival that is named apart from the best."""
+    best = scores.best(contest)
+    if contest.versus not in best or contest.base not in best:
+        return ""
+    mine, other = (scores.value(contest, best[label]) for label in (contest.base, contest.versus))
+    return f"; ours / {contest.versus}: {mine / other:.1f}" if mine and other else ""
 
 
 def ratio_of(contest: Contest, scores: Scores) -> float | None:

@@ -6,12 +6,13 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.errors import FormatError, UserError
-from shards.recent import Recent
+from shards.recent import LOCK, Recent
 
 if TYPE_CHECKING:
     from shards.manifest import File
@@ -84,15 +85,24 @@ AHEAD = 16  # files that the system is told of at once
 
 
 class LocalStore:
-    """See ``shards.store.Store``. The last files read stay open, in each process its own."""
+    """See ``shards.store.Store``. The last files read stay open, in each process its own.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the shard set.
+        check: hash a file whole when a process first reads of it, so that no damage passes for data.
+    """
+
+    def __init__(self, folder: Path, check: bool = True) -> None:
         self.name, self.folder = str(folder), folder
         self._open = OPEN.keeper(self)
+        self._check = check
+        self._proven: dict[str, bool] = {}  # path -> whether its content is what the manifest says
+        self._proving: dict[str, threading.Lock] = {}
+        self._process = os.getpid()
         self._inside: set[str] = set()  # folders below this one that no link leads out of
 
-    def __reduce__(self) -> tuple[type[LocalStore], tuple[Path]]:
-        return type(self), (self.folder,)
+    def __reduce__(self) -> tuple[type[LocalStore], tuple[Path, bool]]:
+        return type(self), (self.folder, self._check)
 
     def small(self, path: str, most: int) -> bytes:
         """See ``Store.small``."""
@@ -122,6 +132,8 @@ class LocalStore:
         if opened is None:
             opened = self._opened(file)
             self._open.put(file.path, opened)
+        if self._check and not self._proven.get(file.path):
+            self._prove(file, opened)
         return opened.read(offset, length)
 
     def local(self, file: File) -> Path:
@@ -138,21 +150,35 @@ class LocalStore:
     def check(self, file: File) -> str | None:
         """See ``Store.check``."""
         try:
-            opened = self._opened(file)
-            return None if opened.sha256() == file.sha256 else f"{opened.path}: {DAMAGED}"
+            self._prove(file, self._opened(file))
+            return None
         except FormatError as error:
             return str(error)
 
     def ahead(self, files: Sequence[File]) -> None:
         """See ``Store.ahead``: the system is told, as far as files stay open."""
         for file in files[:AHEAD]:
-            try:
-                self.range(file, 0, 0)
-            except FormatError:
-                continue  # whoever reads it hears of it
             opened = self._open.get(file.path)
-            if opened is not None:
-                opened.read_soon()
+            if opened is None:
+                try:
+                    opened = self._opened(file)
+                except FormatError:
+                    continue  # whoever reads it hears of it
+                self._open.put(file.path, opened)
+            opened.read_soon()
+
+    def _prove(self, file: File, opened: OpenFile) -> None:
+        """Hash a file, once a process; threads that want the same one wait, others do not. Raises FormatError."""
+        with LOCK:
+            if self._process != os.getpid():  # forked: a thread that is not here may have held one of them
+                self._process, self._proving = os.getpid(), {}
+            lock = self._proving.setdefault(file.path, threading.Lock())
+        with lock:
+            if file.path not in self._proven:
+                self._proven[file.path] = opened.sha256() == file.sha256
+        if not self._proven[file.path]:
+            raise FormatError(opened.path, DAMAGED)
+        self._proving.pop(file.path, None)
 
     def _opened(self, file: File) -> OpenFile:
         """Open a file; where its folder has been looked at, it must not be a link, and is looked at like that if so."""

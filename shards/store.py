@@ -52,12 +52,13 @@ class Store(Protocol):
         """These will be read next, in this order: begin to fetch them. Returns at once and raises nothing."""
 
 
-def open_store(place: Place | Store, cache: CacheSettings | Place | None = None) -> Store:
+def open_store(place: Place | Store, cache: CacheSettings | Place | None = None, check: bool = True) -> Store:
     """The store at a folder or URL; one that is open already is returned as it is.
 
     Args:
         place: a folder, or a URL: http(s)://, or one that fsspec knows, such as s3:// and gs://.
         cache: settings or folder of the cache for URLs; None: as the environment says (``CacheSettings.of``).
+        check: hash each local file whole when a process first reads of it; remote ones are, on arrival, in any case.
 
     Raises:
         UserError: a URL that cannot be read here.
@@ -66,9 +67,9 @@ def open_store(place: Place | Store, cache: CacheSettings | Place | None = None)
     if not isinstance(place, str | Path):
         return place
     if not is_url(place):
-        return LocalStore(Path(place))
+        return LocalStore(Path(place), check)
     if str(place).startswith("file://"):
-        return LocalStore(Path(unquote(urlsplit(str(place)).path)))
+        return LocalStore(Path(unquote(urlsplit(str(place)).path)), check)
     from shards.cache import CacheSettings  # here: sets in a folder never need it
     from shards.remote import RemoteStore
 

@@ -161,7 +161,14 @@ class ZarrReader:
         try:
             return data.read(start, end)
         except FormatError as error:
-            raise FormatError(error.path, error.reason, f"{name} of sample {i}") from error
+            raise FormatError(error.path, error.reason, f"{name} of {self._named(i, name)}") from error
+
+    def _named(self, i: int, failed: str) -> str:
+        """Sample i by its key, or by its number where the keys cannot be read either."""
+        with suppress(FormatError):
+            if failed != "key":
+                return self._key(self._member("key", i))
+        return f"sample {i}"
 
     def _key(self, data: bytes) -> str:
         try:

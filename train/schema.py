@@ -55,6 +55,7 @@ class Data(Section):
     so many samples from anywhere in the set (shards/order.py): window = 16, run = 4 mixes what is stored by class.
     scaled_decode: with mode = "rescale", let JPEGs that shrink to 1/2 or less be decoded at 1/2, 1/4 or 1/8 first
     (shards/codec/scaled.py): faster, and not quite the same pixels. Labels stay exact.
+    check: hash each file of a local shard set whole when it is first read of; without, damage may pass for data.
     target_stride: k > 1 softens the label to one cell for k x k pixels of the image, after augmentation: with
     model.head = "cosine" alone, whose loss is taken on that grid.
     """
@@ -69,6 +70,7 @@ class Data(Section):
     loader: Literal["auto", "threads", "processes"] = "auto"
     window: Annotated[int, Field(ge=1, le=1_000_000)] = 4
     scaled_decode: bool = False
+    check: bool = True
     run: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(off)] = None
 
 

@@ -295,7 +295,7 @@ def open_sources(paths: Sequence[Place], recipe: Recipe, labels: Labels = "pixel
     """
     if not paths:
         raise UserError("no shard set given; expected --shards DIR, made by seg-prep")
-    stores = [open_store(path) for path in paths]
+    stores = [open_store(path, check=recipe.data.check) for path in paths]
     manifests = tuple(load_manifest(store) for store in stores)
     for path, manifest in zip(paths, manifests, strict=True):
         check_split(path, manifest, recipe.data.split, labels == "pixel")

@@ -92,7 +92,7 @@ def test_a_broken_zarr_store_is_named(tmp_path):
 def test_a_lost_chunk_is_no_zeros(tmp_path):
     build(tmp_path, "zarr")
     (tmp_path / "train/1/train-1.zarr/seg.png/data/c/0").unlink()
-    with pytest.raises(FormatError, match=r"seg\.png/data/c/0 \[seg\.png of sample 2\]: cannot be opened"):
+    with pytest.raises(FormatError, match=r"seg\.png/data/c/0 \[seg\.png of city/train_002\]: cannot be opened"):
         shards.open(tmp_path, split="train")[2]
 
 

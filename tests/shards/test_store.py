@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import pickle
 import random
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -276,7 +278,56 @@ def test_errors_of_decoding_name_file_sample_and_member(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data.replace(b"IDAT", b"IDAX", 1))
     with pytest.raises(FormatError, match=r"train/1/train-1-00001\.tar sample city/train_002 \[png\]"):
-        shards.open(tmp_path, split="train")[2]
+        shards.open(tmp_path, split="train", check=False)[2]
+
+
+def test_any_flipped_bit_of_a_local_file_is_an_error(shard_set, tmp_path):
+    """Also where the image still decodes; before the first sample of the file, naming it and the sample."""
+    copy = tmp_path / "set"
+    shutil.copytree(shard_set, copy)
+    part = shards.load_manifest(copy).splits["train"].scales["1/2"]
+    files = part.shards or [file for file in part.files if "/data/c/" in file.path]
+    for file in files:
+        path = copy / file.path
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(bytes(data))
+        ds = shards.open(copy, split="train", scale="1/2")
+        for _ in range(2):  # it stays an error
+            with pytest.raises(FormatError, match=r"checksum differs from the manifest: damaged") as caught:
+                [ds[i] for i in range(5)]
+            assert caught.value.path == str(path)
+            assert "train_00" in caught.value.member or caught.value.member == "key of sample 0"
+        travelled = pickle.loads(pickle.dumps(ds))  # noqa: S301
+        with pytest.raises(FormatError, match="checksum differs"):
+            [travelled[i] for i in range(5)]
+        unchecked = shards.open(copy, split="train", scale="1/2", check=False)
+        with contextlib.suppress(FormatError):  # decoders and headers find some
+            [unchecked[i] for i in range(5)]
+        path.write_bytes((shard_set / file.path).read_bytes())
+    assert [shards.open(copy, split="train", scale="1/2").members(i) for i in range(5)]
+
+
+def test_a_file_is_hashed_once_by_many_threads_and_ahead_by_none(many, monkeypatch):
+    hashed, going, most = [], [], []
+    sha256 = local.OpenFile.sha256
+
+    def slow(self):
+        hashed.append(Path(self.path).name)
+        going.append(1)
+        time.sleep(0.02)
+        most.append(len(going))
+        going.pop()
+        return sha256(self)
+
+    monkeypatch.setattr(local.OpenFile, "sha256", slow)
+    ds = shards.open(many, split="train", scale="1/2")
+    ds.ahead(range(12))
+    assert hashed == []
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ds.members, [0, 0, 0, 1, 1, 2, 2, 3] * 3))
+    assert sorted(hashed) == [f"train-1-2-0000{n}.tar" for n in range(4)]
+    assert max(most) > 1  # side by side
 
 
 def test_reading_ahead_of_local_files_is_advice(many, tmp_path, monkeypatch):

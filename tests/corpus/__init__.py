@@ -2,6 +2,7 @@
 
     python -m tests.corpus                     # all cases; prints the table and what fell short
     python -m tests.corpus --only bomb         # cases whose name holds "bomb"
+    python -m tests.corpus --no-check          # what the reader sees without hashing files at first touch
 
 Shard sets are made by the real writer from tiny fakes; every damage is a function of a fixed seed.
 

@@ -8,9 +8,10 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from tests.corpus.bases import Bases, make_bases
+from tests.corpus.bases import make_bases
 from tests.corpus.case import Case
 from tests.corpus.cases import corpus
 from tests.corpus.guarded import HEADROOM, Guard
@@ -25,6 +26,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", default="", help="cases whose name holds this")
     options.add_argument("--no-peer", action="store_true", help="leave webdataset out")
+    options.add_argument("--no-check", action="store_true", help="read without hashing files at first touch")
     options.add_argument("--jobs", type=int, default=2, help="child processes  [default: 2]")
     asked = options.parse_args()
     began = time.monotonic()
@@ -32,10 +34,9 @@ def main() -> int:
         bases = make_bases(Path(folder))
         chosen = [case for case in corpus(bases) if asked.only in case.name]
         parts = [chosen[start :: asked.jobs] for start in range(asked.jobs)]
+        guard = partial(Guard, bases, not asked.no_peer, not asked.no_check)
         with ThreadPoolExecutor(asked.jobs) as threads:
-            rows = [
-                row for part in threads.map(lambda p: judge_all(p, bases, not asked.no_peer), parts) for row in part
-            ]
+            rows = [row for part in threads.map(lambda p: judge_all(p, guard()), parts) for row in part]
     rows.sort(key=lambda row: chosen.index(row[0]))
     print("\n".join(table(rows)))
     faults = sum(len(verdict.faults) for _, verdict, _, _ in rows)
@@ -43,9 +44,9 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def judge_all(cases: list[Case], bases: Bases, peers: bool) -> list[Row]:
-    """Judge cases in a child of their own; what falls short is told at once."""
-    guard, rows = Guard(bases, peers), []
+def judge_all(cases: list[Case], guard: Guard) -> list[Row]:
+    """Judge cases in a guard's child; what falls short is told at once."""
+    rows = []
     for number, case in enumerate(cases, 1):
         rows.append((case, *guard.judge(case)))
         if number % 200 == 0:

@@ -27,11 +27,11 @@ class TooLongError(BaseException):
     """A case that hangs; nothing catches it."""
 
 
-def start(folder: Path, headroom: int, peers: bool) -> None:
+def start(folder: Path, headroom: int, peers: bool, check: bool) -> None:
     """The child's start: load what is needed, then shut the lid."""
     bases = Bases(folder)
     _STATE["cases"] = {case.name: case for case in corpus(bases)}
-    _STATE["bases"], _STATE["judge"] = bases, Judge(bases)
+    _STATE["bases"], _STATE["judge"] = bases, Judge(bases, check)
     _STATE["peer"] = Peer(bases) if peers else None
     for base in ("jpeg", "png", "webp", "zarr"):
         sound = Case(f"sound/{base}", "sound", base, lambda _: None, harmless=True)
@@ -83,8 +83,8 @@ def _status(field: str) -> int:
 class Guard:
     """Judges cases in a child, and starts another one where a case killed it."""
 
-    def __init__(self, bases: Bases, peers: bool, headroom: int = HEADROOM) -> None:
-        self._bases, self._peers, self._headroom = bases, peers, headroom
+    def __init__(self, bases: Bases, peers: bool, check: bool = True) -> None:
+        self._state = (bases.folder, HEADROOM, peers, check)
         self._pool: ProcessPoolExecutor | None = None
 
     def judge(self, case: Case) -> tuple[Verdict, PeerVerdict | None, int]:
@@ -109,7 +109,6 @@ class Guard:
 
     def _started(self) -> ProcessPoolExecutor:
         spawn = multiprocessing.get_context("spawn")
-        state = (self._bases.folder, self._headroom, self._peers)
-        pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=start, initargs=state)
+        pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=start, initargs=self._state)
         pool.submit(int).result()  # on a busy machine starting takes longer than any case may
         return pool

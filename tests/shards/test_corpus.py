@@ -73,8 +73,9 @@ def test_sound_sets_raise_no_alarm(bases: Bases, judge: Judge, base: str) -> Non
     assert (verdict.found, verdict.reader) == (False, RIGHT)
 
 
-def test_what_carries_checksums_never_passes(bases: Bases, judge: Judge, tmp_path: Path) -> None:
-    """Flips in headers, indexes and members with checksums, and swapped shards: the reader itself sees every one."""
+def test_what_carries_checksums_never_passes(bases: Bases, tmp_path: Path) -> None:
+    """Flips in headers, indexes and members with checksums, and swapped shards: seen without hashing whole files."""
+    judge = Judge(bases, check=False)
     kinds = ("seg.png data", "inst.png data", "soft.npz data", "png data", "tar headers", "sample index")
     cases = [case for case in corpus(bases) if case.kind in [f"bit flips: {kind}" for kind in kinds]]
     swaps = [case for case in corpus(bases) if case.kind in ("swapped shards", "shards of another build")]

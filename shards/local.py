@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,10 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) 
 class OpenFile:
     """A file descriptor that is closed when nobody uses it any more."""
 
-    __slots__ = ("advised", "fd", "path")
+    __slots__ = ("advised", "fd", "path", "proven")
 
     def __init__(self, path: str | Path, fd: int) -> None:
-        self.path, self.fd, self.advised = path, fd, False
+        self.path, self.fd, self.advised, self.proven = path, fd, False, False
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -80,6 +80,33 @@ def wrong_size(found: int, expected: int) -> str:
     return f"{found} bytes found; the manifest has {expected}: truncated or changed; {REMEDY}"
 
 
+class Proofs:
+    """The files that this process has hashed: by device, inode, size and time of change, and what was expected."""
+
+    def __init__(self) -> None:
+        self._known: Recent[bool] = Recent(1 << 16)
+        self._locks: dict[Hashable, threading.Lock] = {}
+        self._process = os.getpid()
+
+    def hold(self, file: OpenFile, sha256: str) -> bool:
+        """Whether a file's content is as expected. Threads that ask about the same file wait for the one that hashes
+        it; those that ask about others do not. Raises FormatError where it cannot be read."""
+        state = os.fstat(file.fd)
+        key = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, sha256
+        with LOCK:
+            if self._process != os.getpid():  # forked: a thread that is not here may have held one of them
+                self._process, self._locks = os.getpid(), {}
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            known = self._known.get(key)
+            if known is None:
+                known = file.sha256() == sha256
+                self._known.put(key, known)
+        self._locks.pop(key, None)
+        return known
+
+
+PROOFS = Proofs()
 OPEN: Recent[OpenFile] = Recent(128)  # the files read last by all stores together; a process may have 256 to 1,024
 AHEAD = 16  # files that the system is told of at once
 
@@ -96,9 +123,6 @@ class LocalStore:
         self.name, self.folder = str(folder), folder
         self._open = OPEN.keeper(self)
         self._check = check
-        self._proven: dict[str, bool] = {}  # path -> whether its content is what the manifest says
-        self._proving: dict[str, threading.Lock] = {}
-        self._process = os.getpid()
         self._inside: set[str] = set()  # folders below this one that no link leads out of
 
     def __reduce__(self) -> tuple[type[LocalStore], tuple[Path, bool]]:
@@ -132,7 +156,7 @@ class LocalStore:
         if opened is None:
             opened = self._opened(file)
             self._open.put(file.path, opened)
-        if self._check and not self._proven.get(file.path):
+        if self._check and not opened.proven:
             self._prove(file, opened)
         return opened.read(offset, length)
 
@@ -150,8 +174,8 @@ class LocalStore:
     def check(self, file: File) -> str | None:
         """See ``Store.check``."""
         try:
-            self._prove(file, self._opened(file))
-            return None
+            opened = self._opened(file)
+            return None if opened.sha256() == file.sha256 else f"{opened.path}: {DAMAGED}"
         except FormatError as error:
             return str(error)
 
@@ -168,17 +192,10 @@ class LocalStore:
             opened.read_soon()
 
     def _prove(self, file: File, opened: OpenFile) -> None:
-        """Hash a file, once a process; threads that want the same one wait, others do not. Raises FormatError."""
-        with LOCK:
-            if self._process != os.getpid():  # forked: a thread that is not here may have held one of them
-                self._process, self._proving = os.getpid(), {}
-            lock = self._proving.setdefault(file.path, threading.Lock())
-        with lock:
-            if file.path not in self._proven:
-                self._proven[file.path] = opened.sha256() == file.sha256
-        if not self._proven[file.path]:
+        """Raise FormatError unless a file's content is what the manifest says."""
+        if not PROOFS.hold(opened, file.sha256):
             raise FormatError(opened.path, DAMAGED)
-        self._proving.pop(file.path, None)
+        opened.proven = True
 
     def _opened(self, file: File) -> OpenFile:
         """Open a file; where its folder has been looked at, it must not be a link, and is looked at like that if so."""

@@ -321,6 +321,7 @@ def test_a_file_is_hashed_once_by_many_threads_and_ahead_by_none(many, monkeypat
         return sha256(self)
 
     monkeypatch.setattr(local.OpenFile, "sha256", slow)
+    monkeypatch.setattr(local, "PROOFS", local.Proofs())
     ds = shards.open(many, split="train", scale="1/2")
     ds.ahead(range(12))
     assert hashed == []
@@ -328,6 +329,13 @@ def test_a_file_is_hashed_once_by_many_threads_and_ahead_by_none(many, monkeypat
         list(pool.map(ds.members, [0, 0, 0, 1, 1, 2, 2, 3] * 3))
     assert sorted(hashed) == [f"train-1-2-0000{n}.tar" for n in range(4)]
     assert max(most) > 1  # side by side
+    again = shards.open(many, split="train", scale="1/2")
+    [again.members(i) for i in range(4)]
+    assert len(hashed) == 4  # once a process, not once a dataset
+    other = many / "train/1-2/train-1-2-00000.tar"
+    os.utime(other)
+    shards.open(many, split="train", scale="1/2").members(0)
+    assert hashed[4:] == [other.name]  # it may have been replaced
 
 
 def test_reading_ahead_of_local_files_is_advice(many, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shards.classes import IGNORE
 from shards.kernels import jit
 
 
@@ -59,3 +60,18 @@ def take(starts: Any, ids: Any, weights: Any, chosen: Any, out_starts: Any, out_
         for e in range(out_starts[n], out_starts[n + 1]):
             out_ids[e] = ids[e + shift]
             out_weights[e] = weights[e + shift]
+
+
+@jit
+def top_planes(base: Any, cells: Any, starts: Any, ids: Any, weights: Any, whole: Any, out: Any) -> None:
+    """Write all of ``out`` = (ids, weights), both uint16 [k, h * w]: ``SoftLabel.topk``; ``whole``: the denominator."""
+    out_ids, out_weights = out
+    for p in range(len(out_ids)):
+        plane_ids, plane_weights = out_ids[p], out_weights[p]
+        for x in range(len(base)):
+            plane_ids[x] = base[x] if p == 0 else IGNORE
+            plane_weights[x] = whole if p == 0 else 0
+    for m in range(len(cells)):
+        for p in range(min(len(out_ids), starts[m + 1] - starts[m])):
+            out_ids[p, cells[m]] = ids[starts[m] + p]
+            out_weights[p, cells[m]] = weights[starts[m] + p]

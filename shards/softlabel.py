@@ -82,14 +82,13 @@ class SoftLabel:
         """
         if k < 1:
             raise SettingsError(f"topk({k}) asked for; expected k >= 1")
-        size = self.base.size
-        ids = np.full((k, size), IGNORE, np.uint16)
-        weights = np.zeros((k, size), np.uint16)
-        ids[0], weights[0] = self.base.ravel(), self.denominator
-        cell, rank = self._entry_cells()
-        kept = rank < k
-        ids[rank[kept], cell[kept]] = self.ids[kept]
-        weights[rank[kept], cell[kept]] = self.weights[kept]
+        from shards import kernels_cells
+
+        ids, weights = np.empty((2, k, self.base.size), np.uint16)
+        flat = np.ascontiguousarray(self.base).reshape(-1)
+        kernels_cells.top_planes(
+            flat, self.cells, self.starts, self.ids, self.weights, self.denominator, (ids, weights)
+        )
         return ids.reshape(k, *self.shape), weights.reshape(k, *self.shape)
 
     def dense(self, classes: int, void: VoidRule = "mask") -> F32:

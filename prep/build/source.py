@@ -61,18 +61,19 @@ def read_source(root: Path, split: str, sample: RawSample, prefix: str, instance
         metadata, the reader's facts, its complaint if it has one, and name and contents of each place. Of a place in a
         larger file (a tar, a JSON file) the contents count, not where they lie. sha256, cut to 128 bits.
     """
-    places: list[Place | tuple[FilePart, ...] | None] = [None, None, None]
-    if sample.problem is None:
-        wanted = instances and sample.label is not None
-        places = [sample.image, sample.label, sample.instances if wanted else None]
-    image, label, inner = (None if place is None else _read(place, root, prefix) for place in places)
     name = place_name(sample.image, root)
+    image = label = inner = None
+    if sample.problem is None:
+        image = _read(sample.image, name, prefix)
+        if sample.label is not None:
+            label = _read(sample.label, place_name(sample.label, root), prefix)
+            if instances and sample.instances is not None:
+                inner = _read(sample.instances, place_name(sample.instances, root), prefix)
     digest = _digest(split, sample, name, (image, label, inner))
     return Source(sample, name, image, label, inner, digest)
 
 
-def _read(place: Place | tuple[FilePart, ...], root: Path, prefix: str) -> Part:
-    name = place_name(place, root)
+def _read(place: Place | tuple[FilePart, ...], name: str, prefix: str) -> Part:
     try:
         content: bytes | SampleError = read_place(place, prefix + name)
     except SampleError as error:

@@ -60,7 +60,7 @@ bench: $(STAMP) ## measure speed and size, and all of bench-loaders; prints rati
 	@for name in soften storage pipeline step; do $(BIN)/python -m tests.bench.$$name || exit 1; done
 	$(BIN)/python -m tests.bench.loaders $(ARGS)
 
-bench-loaders: $(STAMP) ## ours against six other loaders, each in its own environment: 25 minutes, 10 GB under .bench/
+bench-loaders: $(STAMP) ## ours against six other loaders, each in its own environment: 25 minutes, 15 GB under .bench/
 	$(BIN)/python -m tests.bench.loaders $(ARGS)
 
 torture: $(STAMP) ## kill a thousand builds at random moments; each must end in the bytes of an undisturbed one

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from shards.ahead import MapAhead
 from shards.dataset import Sample, ShardDataset
 from shards.errors import SettingsError, UserError
-from shards.order import epoch_order
+from shards.order import RUN, WINDOW, epoch_order
 
 Out = TypeVar("Out")
 STATE = {"epoch": int, "position": int, "seed": int, "digest": str, "order": str}
@@ -44,8 +44,8 @@ class Loader(Generic[Out]):
         ahead: samples of this rank that may be decoded and not yet taken; None: a batch and two for each thread.
         rank, ranks: this process among those that share the batches.
         shuffle: False: samples come as they are stored, in every epoch.
-        window, run: shards whose samples are mixed with each other, whole or in runs of so many samples
-            (`epoch_order`; give a run where the samples are stored in an order of their own).
+        window, run: shards whose samples are mixed with each other, in runs of so many samples, or whole (run=None,
+            window=4: for sets at a URL that are larger than the cache); see `epoch_order`.
         transform: applied to each sample in the threads; batches are lists of what it returns. Its randomness, if any,
             must come from the sample, or results depend on the number of threads.
         start: what `state` gave, of this or another process.
@@ -66,8 +66,8 @@ class Loader(Generic[Out]):
         rank: int = 0,
         ranks: int = 1,
         shuffle: bool = True,
-        window: int = 4,
-        run: int | None = None,
+        window: int = WINDOW,
+        run: int | None = RUN,
         transform: Callable[[Sample], Out] | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> None:

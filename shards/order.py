@@ -1,7 +1,8 @@
 """The order in which samples are read: a pure function of (manifest digests, seed, epoch).
 
-Shards are shuffled, then samples are shuffled within windows of a few shards, so that reads stay mostly sequential.
-(`python -m tests.bench.shuffle` measures how far that is from a true shuffle.)
+Runs of a few samples are shuffled, then samples within windows of as many runs as make up `WINDOW` shards: batches are
+as mixed as in a true shuffle, also where samples are stored class by class, and a read is near the one before it
+(`python -m tests.bench.shuffle`). Whole shards can take the place of runs, for shards that come from far away.
 No state, no worker number, no rank: every process works out the same global order and takes its part.
 """
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from shards.errors import SettingsError
 
+WINDOW, RUN = 16, 4  # of the usual order
+
 
 def generator(*parts: str | int) -> np.random.Generator:
     """A random generator that is a pure function of its parts (Philox keyed by their sha256)."""
@@ -24,7 +27,7 @@ def generator(*parts: str | int) -> np.random.Generator:
 
 
 def epoch_order(
-    groups: Sequence[int], digest: str, seed: int, epoch: int, window: int = 4, run: int | None = None
+    groups: Sequence[int], digest: str, seed: int, epoch: int, window: int = WINDOW, run: int | None = RUN
 ) -> npt.NDArray[np.int64]:
     """Sample indices in the order of one epoch, int64 [sum(groups)]: each sample once.
 

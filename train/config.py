@@ -38,11 +38,14 @@ __all__ = [
     "Schedule",
     "Source",
     "from_dict",
+    "from_stored",
     "load_recipe",
     "recipe_names",
     "recipe_summary",
 ]
 
+# The order of samples before it was a setting: whole shards, four at a time.
+FIRST_ORDER = {"window": 4, "run": None}
 FOLDER = Path(__file__).parent / "recipes"
 _LISTED: dict[str, type[BaseModel]] = {"expected": Expected, "mixture": Mixture, "sources": Source}
 
@@ -88,6 +91,15 @@ def from_dict(values: object, where: str = "recipe") -> Recipe:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
         raise SettingsError(f"{where}: {_first_problem(error)}") from None
+
+
+def from_stored(values: object, where: str) -> Recipe:
+    """The recipe that a run has stored, also where the order of samples was no setting yet; raises as `from_dict`."""
+    stored = values if isinstance(values, Mapping) else {}
+    data = stored.get("data", {})
+    if isinstance(data, Mapping) and not {"window", "run"} & data.keys():
+        values = {**stored, "data": {**data, **FIRST_ORDER}}
+    return from_dict(values, where)
 
 
 def _locate(name_or_path: str) -> Path:

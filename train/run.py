@@ -108,7 +108,7 @@ def open_run(folder: Path) -> Run:
         space = LabelSpace.from_dict(values["space"], classes) if "space" in values else None
         start = {key: str(values["start"][key]) for key in ("path", "digest")} if "start" in values else None
         return _checked(
-            Run(folder, config.from_dict(values["recipe"], str(path)), classes, sources, start, space), path
+            Run(folder, config.from_stored(values["recipe"], str(path)), classes, sources, start, space), path
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(path, f"not a readable run file ({type(error).__name__}: {error}); restore it") from None

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from shards.order import RUN, WINDOW
 from train.schema_fit import left_out, misfit
 from train.schema_loss import Loss
 from train.schema_mixture import Mixture
@@ -51,8 +52,9 @@ class Data(Section):
     label together at a random scale out of augment.rescale.
     loader: who makes the samples ahead of the loop: "threads" or "processes" (data.workers of them), "auto": whichever
     a trial at the start finds faster (train/feed.py). No sample and no order depends on it.
-    window, run: shards whose samples are mixed with each other in the order of an epoch, whole ("none") or in runs of
-    so many samples from anywhere in the set (shards/order.py): window = 16, run = 4 mixes what is stored by class.
+    window, run: shards whose samples are mixed with each other in the order of an epoch, in runs of so many samples
+    from anywhere in the set, or whole: run = "none", window = 4 reads shard by shard, for sets at a URL that are larger
+    than the cache (shards/order.py).
     scaled_decode: with mode = "rescale", let JPEGs that shrink to 1/2 or less be decoded at 1/2, 1/4 or 1/8 first
     (shards/codec/scaled.py): faster, and not quite the same pixels. Labels stay exact.
     check: hash each file of a local shard set whole when it is first read of; without, damage may pass for data.
@@ -68,10 +70,10 @@ class Data(Section):
     max_classes_per_cell: Annotated[int, Field(ge=1, le=256)] = 8
     target_stride: Literal[1, 2, 4, 8, 16, 32] = 1
     loader: Literal["auto", "threads", "processes"] = "auto"
-    window: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+    window: Annotated[int, Field(ge=1, le=1_000_000)] = WINDOW
     scaled_decode: bool = False
     check: bool = True
-    run: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(off)] = None
+    run: Annotated[Annotated[int, Field(ge=1, le=1_000_000)] | None, BeforeValidator(off)] = RUN
 
 
 class Jitter(Section):

@@ -26,7 +26,7 @@ LADDER_ONLY = {
 # Settings that came after runs had been stored: at their default they are not stored, so that old runs go on.
 ADDED_LATER = {
     "eval": {"window", "stride"},
-    "data": {"target_stride", "loader", "window", "run", "scaled_decode", "check"},
+    "data": {"target_stride", "loader", "scaled_decode", "check"},
     "loss": {"aux_targets"},
     "model": {"drop_path", "spp", "short_units", "split_block"},
 }

@@ -23,7 +23,7 @@ from shards.codec import decode_hard, decode_meta
 from shards.codec.scaled import FACTORS, decode_image_scaled
 from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest, load_manifest
-from shards.order import epoch_order
+from shards.order import RUN, WINDOW, epoch_order
 from shards.scale import Scale
 from shards.store import Place, open_store
 from train.config import Recipe
@@ -105,7 +105,7 @@ class Sources:
         """Samples in a shard on average."""
         return len(self) / max(1, len(self.groups))
 
-    def order(self, seed: int, epoch: int, window: int = 4, run: int | None = None) -> npt.NDArray[np.int64]:
+    def order(self, seed: int, epoch: int, window: int = WINDOW, run: int | None = RUN) -> npt.NDArray[np.int64]:
         """The samples of all sources in the order of one epoch, int64 [len(self)]; `window` and `run` as in
         `epoch_order`."""
         return epoch_order(self.groups, joined_digest([m.digest for m in self.manifests]), seed, epoch, window, run)

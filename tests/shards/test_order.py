@@ -26,11 +26,12 @@ def test_every_argument_matters():
 
 def test_the_order_is_fixed_for_good():
     """A golden value: changing the order would silently change every resumed run."""
-    assert epoch_order([3, 4, 2, 5], "abc", 7, 2, window=2).tolist() == GOLDEN
+    assert epoch_order([3, 4, 2, 5], "abc", 7, 2, window=2, run=None).tolist() == GOLDEN
+    assert epoch_order([13, 4, 2, 15], "abc", 7, 2, window=1, run=4).tolist() == GOLDEN_RUNS
 
 
 def test_reads_stay_within_a_window_of_shards():
-    order = epoch_order([100] * 40, "d", 0, 0, window=4) // 100
+    order = epoch_order([100] * 40, "d", 0, 0, window=4, run=None) // 100
     for start in range(0, 4000, 400):
         assert len(set(order[start : start + 400])) == 4
 
@@ -58,7 +59,7 @@ def plain(groups: list[int], seed: int, epoch: int, window: int) -> list[int]:
 
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(0, 5), st.integers(0, 5), st.integers(1, 25))
 def test_the_order_is_that_of_plain_loops(groups, seed, epoch, window):
-    assert epoch_order(groups, "digest", seed, epoch, window).tolist() == plain(groups, seed, epoch, window)
+    assert epoch_order(groups, "digest", seed, epoch, window, None).tolist() == plain(groups, seed, epoch, window)
 
 
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 12), st.integers(1, 6))
@@ -96,3 +97,39 @@ def test_the_class_mix_of_batches_against_a_true_shuffle(window, run, good):
 
 
 GOLDEN = [9, 13, 4, 10, 6, 3, 11, 5, 12, 7, 1, 8, 0, 2]
+GOLDEN_RUNS = [
+    6,
+    4,
+    5,
+    16,
+    33,
+    13,
+    31,
+    15,
+    32,
+    14,
+    7,
+    18,
+    0,
+    2,
+    17,
+    1,
+    3,
+    12,
+    19,
+    23,
+    10,
+    24,
+    9,
+    26,
+    20,
+    11,
+    25,
+    22,
+    8,
+    21,
+    30,
+    27,
+    28,
+    29,
+]

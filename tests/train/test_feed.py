@@ -157,8 +157,8 @@ def test_the_window_is_the_recipes(shard_set: Path) -> None:
     stream = Stream(open_sources([shard_set], config), config)
     order = stream.sources.order(config.loop.seed, 0, 4, 1)
     assert [stream.index(position) for position in range(11)] == order.tolist() != orders[1]
-    assert recipe(data={"run": "none"}).to_dict() == recipe().to_dict() != config.to_dict()
-    assert "window" not in recipe().to_dict()["data"]
+    assert recipe(data={"run": 4}).to_dict() == recipe().to_dict() != config.to_dict()
+    assert recipe().to_dict()["data"]["window"] == 16  # stored always: an old run without it has the first order
     assert recipe(data={"window": 1}).to_dict()["data"]["window"] == 1
 
 

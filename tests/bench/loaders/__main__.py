@@ -85,7 +85,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 def prepare(contests: Sequence[Contest], peers: Sequence[Peer], samples: int) -> dict[str, Material]:
     """The source sets that are needed, with every peer's own format beside them, warm."""
-    makers = {"streets": lambda: material.streets(samples), "camvid": material.camvid, "thousand": material.thousand}
+    makers = {
+        "streets": lambda: material.streets(samples),
+        "photos": lambda: material.photos(samples),
+        "camvid": material.camvid,
+        "thousand": material.thousand,
+    }
     made: dict[str, Material] = {}
     for name in dict.fromkeys(contest.material for contest in contests):
         found = makers[name]()

@@ -34,7 +34,7 @@ class Contest:
     Args:
         name: for --only and the JSON.
         title: over the table.
-        material: "streets", "camvid" or "thousand".
+        material: "streets", "photos", "camvid" or "thousand".
         rivals: all ways, each with all its settings.
         base: the label whose rate is divided by the best of the others ("ours / best").
         target: what that ratio is to reach; None: nothing was promised.
@@ -97,6 +97,18 @@ CONTESTS = (
         versus=TORCH,
     ),
     Contest("quarter", "Ours at scale 1/4: stored, against resized", "streets", _quarter(), "stored scale 1/4", 5.0),
+    Contest(
+        "photos-documented",
+        "JPEGs of the usual kind (quality 90, 4:2:0), documented decoding",
+        "photos",
+        everybody("documented"),
+        "segshards",
+        1.5,
+        borrows="documented",
+    ),
+    Contest(
+        "photos-fast", "The same JPEGs, the same decoder", "photos", everybody("fast"), "segshards", 1.0, borrows="fast"
+    ),
     Contest(
         "camvid-documented",
         "CamVid (PNG), documented decoding",

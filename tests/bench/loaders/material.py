@@ -1,6 +1,7 @@
 """The data of the bench: source shard sets, written by seg-prep, and from each the peers' own formats.
 
 streets    procedural scenes of 512 x 1024, JPEG of quality 95, labels as PNG, scales 1 and 1/4
+photos     the same scenes as most datasets come: JPEG of quality 90 with halved chroma (4:2:0)
 camvid     CamVid's train split of 360 x 480, PNG, where it is at hand (SEGSHARDS_DATA)
 thousand   1,000 shards of tiny pictures: how soon does the first batch come?
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 import shards
 from tests.bench.loaders.members import tars
@@ -33,7 +35,7 @@ class Material:
     """A source set.
 
     Args:
-        name: "streets", "camvid" or "thousand".
+        name: "streets", "photos", "camvid" or "thousand".
         folder: holds the shard set, in "shards", and what is made of it.
         samples: of split train.
         chunks: shards of split train at scale 1.
@@ -65,6 +67,11 @@ class Material:
 def streets(samples: int) -> Material:
     """Procedural street scenes of 512 x 1024."""
     return _made("streets", samples, lambda raw: _streets(raw, samples), ["--image-format", "jpeg:95"], 8.0)
+
+
+def photos(samples: int) -> Material:
+    """The street scenes as JPEGs of the usual kind, stored as they are."""
+    return _made("photos", samples, lambda raw: _photos(raw, streets(samples)), [], 8.0)
 
 
 def camvid() -> Material | None:
@@ -104,6 +111,18 @@ def _streets(raw: Path, samples: int) -> list[str]:
     for path in (raw / "gtFine").rglob("*_instanceIds.png"):
         path.unlink()
     return ["demo", "--root", str(raw)]
+
+
+def _photos(raw: Path, scenes: Material) -> list[str]:
+    """A folder of images and labels as Pillow writes them."""
+    for kind in ("images", "labels"):
+        (raw / kind / "train").mkdir(parents=True, exist_ok=True)
+    dataset = shards.open(scenes.shards, split="train")
+    (raw / "classes.txt").write_text("\n".join(dataset.classes.names) + "\n")
+    for number, sample in enumerate(dataset):
+        Image.fromarray(sample.image).save(raw / "images" / "train" / f"{number:06d}.jpg", quality=90)
+        (raw / "labels" / "train" / f"{number:06d}.png").write_bytes(dataset.members(number)["seg.png"])
+    return ["folder", "--root", str(raw)]
 
 
 def _tiny(raw: Path, samples: int) -> list[str]:

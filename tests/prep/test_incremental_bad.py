@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from prep.build.counts import Counts
 from prep.build.known import Known, digest_bytes
+from prep.build.source import read_source
 from prep.build.sources import decode_line, encode_line
+from prep.raw import FilePart, RawSample
 from shards import load_manifest, manifest
 from shards.errors import FormatError, SettingsError
 from shards.scale import Scale
@@ -188,6 +191,40 @@ def test_an_index_that_is_not_its_shards_is_refused(raw: Raw, tmp_path: Path) ->
     path.write_bytes(path.read_bytes().replace(b"f0010", b"f0011"))
     with pytest.raises(FormatError, match="differs from the manifest"):
         build(raw, tmp_path / "out", update=True)
+
+
+def test_a_digest_knows_all_that_decides_the_stored_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"same")
+    (tmp_path / "other").write_bytes(b"Same")
+    a, b, c, other = (tmp_path / name for name in ("a", "b", "c", "other"))
+    sample = RawSample("key", a, b)
+    samples = [
+        sample,
+        replace(sample, key="Key"),
+        replace(sample, image=c),
+        replace(sample, image=other),
+        replace(sample, image=tmp_path / "absent"),
+        replace(sample, label=c),
+        replace(sample, label=other),
+        replace(sample, label=None),
+        replace(sample, label=(FilePart(b, 0, 4), FilePart(b, 0, 0))),
+        replace(sample, instances=c),
+        replace(sample, instances=b),
+        replace(sample, weak=(1,)),
+        replace(sample, meta={"x": 1}),
+        replace(sample, facts=(1, 2)),
+        replace(sample, problem="bad"),
+        replace(sample, problem="bad", image=c),
+        replace(sample, problem="worse"),
+    ]
+    digests = [read_source(tmp_path, "train", each, "p: ", True).digest for each in samples]
+    assert len({*digests, read_source(tmp_path, "val", sample, "p: ", True).digest}) == len(samples) + 1
+    assert all(len(digest) == 22 for digest in digests)
+    part = replace(sample, label=FilePart(tmp_path / "b", 0, 4))  # where in a file the bytes lie does not matter
+    assert read_source(tmp_path, "train", part, "p: ", True).digest == digests[0]
+    unused = replace(sample, instances=c)  # and no instance map is read where none is stored
+    assert read_source(tmp_path, "train", unused, "p: ", False).digest == digests[0]
 
 
 SCALES = Scale.parse_many("1,1/2,1/4")

@@ -5,7 +5,6 @@ Every step can be done again: a build that is killed here goes on here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -21,11 +20,11 @@ from shards.arrays import pack
 from shards.card import card
 from shards.errors import FormatError, UserError, naming
 from shards.index import decode_index
-from shards.manifest import File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes, sync_folder
+from shards.manifest import File, Manifest, ScaleSet, Split, publish, publish_bytes, sync_folder
+from shards.published import publish_file, store_name, sync_tree, tar_set, zarr_set
 from shards.shardfile import ShardRecord
 from shards.verify import check_file
 
-_READ = 1 << 20
 QUARANTINE = "quarantine.jsonl"
 
 
@@ -40,11 +39,11 @@ def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Man
     quarantine = "".join(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in state.bad)
     reports = plan.reader.reports({name: counts.tally for name, counts in state.counts.items()})
     texts = {QUARANTINE: quarantine} | {name: json.dumps(value, indent=1) + "\n" for name, value in reports.items()}
-    files = [_publish_text(out, name, text) for name, text in texts.items()]
+    files = [publish_file(out, name, text.encode()) for name, text in texts.items()]
     draft = _manifest(plan, splits, files + [_publish_sources(state, name, folder, out) for name in splits])
     publish_bytes(out / "stats.json", (json.dumps(summarise(plan, state, draft), indent=1) + "\n").encode())
     text = card(draft, class_pixels(plan, state), len(state.bad))
-    draft = draft.model_copy(update={"files": [_publish_text(out, "README.md", text), *draft.files]})
+    draft = draft.model_copy(update={"files": [publish_file(out, "README.md", text.encode()), *draft.files]})
     manifest = publish(draft, out)
     shutil.rmtree(folder)
     sync_folder(out)
@@ -113,26 +112,7 @@ def _publish_tars(records: Sequence[ShardRecord], folder: Path, place: Path) -> 
         for name in (record.index_name, record.name):
             if (source / name).exists():
                 (source / name).replace(place / name)
-    return ScaleSet(
-        groups=[record.samples for record in records],
-        shards=[
-            Shard(
-                path=f"{record.stream}/{record.name}",
-                bytes=record.bytes,
-                sha256=record.sha256,
-                samples=record.samples,
-                index=File(
-                    path=f"{record.stream}/{record.index_name}", bytes=record.index_bytes, sha256=record.index_sha256
-                ),
-            )
-            for record in records
-        ],
-    )
-
-
-def store_name(stream: str) -> str:
-    """Name of a Zarr store, such as "val-1-4.zarr"."""
-    return f"{stream.replace('/', '-')}.zarr"
+    return tar_set(records)
 
 
 def _publish_store(records: Sequence[ShardRecord], folder: Path, place: Path, out: Path) -> ScaleSet:
@@ -142,13 +122,7 @@ def _publish_store(records: Sequence[ShardRecord], folder: Path, place: Path, ou
     if not store.exists():
         ready = folder / READY / store.name
         (ready if ready.exists() else pack_store(records, folder)).replace(store)
-    known = kept_stores(folder).get(stream)
-    paths = sorted(path for path in store.rglob("*") if path.is_file()) if known is None else []
-    return ScaleSet(
-        groups=[record.samples for record in records],
-        store=store.relative_to(out).as_posix(),
-        files=[_hash(path, out) for path in paths] if known is None else known,
-    )
+    return zarr_set(out, stream, [record.samples for record in records], kept_stores(folder).get(stream))
 
 
 def pack_store(records: Sequence[ShardRecord], folder: Path) -> Path:
@@ -158,7 +132,7 @@ def pack_store(records: Sequence[ShardRecord], folder: Path) -> Path:
     tars = [(folder / r.name, decode_index((folder / r.index_name).read_bytes(), r.index_name)) for r in records]
     with naming(store):
         pack(tars, store)
-    _sync_tree(store)  # a store in place counts as whole, even after a power cut
+    sync_tree(store)  # a store in place counts as whole, even after a power cut
     return store
 
 
@@ -167,27 +141,6 @@ def kept_stores(folder: Path) -> dict[str, list[File]]:
     path = folder / UPDATE
     told = json.loads(path.read_bytes())["stores"] if path.exists() else {}
     return {stream: [File.model_validate(file) for file in files] for stream, files in told.items()}
-
-
-def _sync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder`, and itself, durable."""
-    for path in (*folder.rglob("*"), folder):
-        sync_folder(path)  # fsync works alike on files
-
-
-def _hash(path: Path, out: Path) -> File:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(_READ):
-            digest.update(data)
-        size = file.tell()
-    return File(path=path.relative_to(out).as_posix(), bytes=size, sha256=digest.hexdigest())
-
-
-def _publish_text(out: Path, name: str, text: str) -> File:
-    data = text.encode()
-    publish_bytes(out / name, data)
-    return File(path=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _manifest(plan: Plan, splits: dict[str, Split], files: list[File]) -> Manifest:

@@ -26,12 +26,13 @@ from prep.build.known import read_digests
 from prep.build.outdir import MOVED, READY, UPDATE
 from prep.build.plan import Plan
 from prep.build.previous import Previous, key_hash
-from prep.build.publish import check_sizes, pack_store, read_quarantine, store_name
+from prep.build.publish import check_sizes, pack_store, read_quarantine
 from prep.build.settings import describe_differences, library_versions
 from prep.build.sources import SOURCES, building_name
 from prep.build.state import BuildState
 from shards.errors import FormatError, SettingsError
 from shards.manifest import MANIFEST, Manifest, publish_bytes, sync_folder
+from shards.published import store_name
 from shards.shardfile import ShardRecord, ShardStream
 
 _NO_LIMIT = 1 << 62

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shards.errors import SettingsError
 from shards.manifest import sync_folder
+from shards.published import sync_tree
 
 LOCK = "lock"
 
@@ -64,8 +65,7 @@ def _empty(place: Path) -> None:
 
 def _publish(place: Path, out: Path) -> None:
     """Everything to the disk, then one rename."""
-    for path in (*place.rglob("*"), place):
-        sync_folder(path)  # fsync works alike on files
+    sync_tree(place)
     (place / LOCK).unlink()
     place.replace(out)
     sync_folder(out.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,13 @@ from pathlib import Path
 from shards.arrays import pack
 from shards.card import card
 from shards.index import decode_index
-from shards.manifest import File, Manifest, ScaleSet, Shard, Split, publish, publish_bytes
+from shards.manifest import Manifest, ScaleSet, Split, publish, publish_bytes
+from shards.published import publish_file, store_name, tar_set, zarr_set
 from shards.scale import Scale
 from shards.sets.newset import new_set
 from shards.sets.plan import SetPlan, SplitPlan
 from shards.sets.summary import Summary
-from shards.shardfile import Blocks, ShardRecord, ShardStream, hash_prefix
+from shards.shardfile import Blocks, ShardRecord, ShardStream
 from shards.tar import sample_blocks
 
 UNCUT = 1 << 62  # bytes; a shard that ends where the plan says
@@ -51,8 +51,8 @@ def write_set(plan: SetPlan, out: Path, summarise: Summarise, advance: Advance =
         )
         summary = summarise(folder, draft)
         text = card(draft, summary.class_pixels, summary.quarantined).encode()
-        files = [_publish_file(folder, "README.md", text)]
-        files += [_publish_file(folder, name, data) for name, data in summary.files.items()]
+        files = [publish_file(folder, "README.md", text)]
+        files += [publish_file(folder, name, data) for name, data in summary.files.items()]
         if summary.statistics is not None:
             publish_bytes(folder / "stats.json", (json.dumps(summary.statistics, indent=1) + "\n").encode())
         return publish(draft.model_copy(update={"files": files}), folder)
@@ -104,40 +104,10 @@ def _write_store(
     tars = folder / TARS
     tars.mkdir()
     records = _write_tars(plan, split, keys, scale, tars, advance)
-    place = f"{split.name}/{Scale.parse(scale).folder}"
-    store = f"{place}/{place.replace('/', '-')}.zarr"
+    stream = f"{split.name}/{Scale.parse(scale).folder}"
     pack(
         [(tars / r.name, decode_index((tars / r.index_name).read_bytes(), r.index_name)) for r in records],
-        folder / store,
+        folder / stream / store_name(stream),
     )
     shutil.rmtree(tars)
-    return zarr_set(folder, store, [record.samples for record in records])
-
-
-def tar_set(records: Sequence[ShardRecord]) -> ScaleSet:
-    """What the manifest says of tar shards that lie in "<split>/<scale folder>"."""
-    shards = []
-    for r in records:
-        index = File(path=f"{r.stream}/{r.index_name}", bytes=r.index_bytes, sha256=r.index_sha256)
-        path = f"{r.stream}/{r.name}"
-        shards.append(Shard(path=path, bytes=r.bytes, sha256=r.sha256, samples=r.samples, index=index))
-    return ScaleSet(groups=[record.samples for record in records], shards=shards)
-
-
-def zarr_set(folder: Path, store: str, groups: list[int]) -> ScaleSet:
-    """What the manifest says of the Zarr store at `folder/store`."""
-    paths = sorted(path for path in (folder / store).rglob("*") if path.is_file())
-    return ScaleSet(groups=groups, store=store, files=[_described(folder, path) for path in paths])
-
-
-def _described(folder: Path, path: Path) -> File:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        digest = hash_prefix(file, size).hexdigest()
-    return File(path=path.relative_to(folder).as_posix(), bytes=size, sha256=digest)
-
-
-def _publish_file(folder: Path, name: str, data: bytes) -> File:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    publish_bytes(folder / name, data)
-    return File(path=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return zarr_set(folder, stream, [record.samples for record in records])

@@ -18,7 +18,7 @@ import pytest
 from prep.build import publish, update
 from prep.build.journal import Journal
 from prep.build.reuse import ReusingStream
-from shards import manifest
+from shards import manifest, published
 from shards.errors import FormatError, SettingsError
 from shards.manifest import load_manifest
 from shards.verify import check_file
@@ -53,6 +53,7 @@ class Steps:
             (publish, "publish_bytes"),
             (update, "publish_bytes"),
             (manifest, "publish_bytes"),
+            (published, "publish_bytes"),
         ):
             monkeypatch.setattr(owner, name, self._step(name, getattr(owner, name)))
 

@@ -89,7 +89,7 @@ def test_a_kill_between_samples(
     assert tree(tmp_path / "out") == whole
 
 
-STEPS = ("_publish_split", "sync_folder", "publish_bytes", "_publish_text", "publish")
+STEPS = ("_publish_split", "sync_folder", "publish_bytes", "publish_file", "publish")
 KILLS = [("webdataset", name, call) for name in STEPS for call in range(1, 5)]
 KILLS += [("zarr", "sync_folder", call) for call in range(1, 5)]  # the formats differ in what is moved into place
 

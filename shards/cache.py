@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from shards.errors import FormatError, SettingsError, UserError
 from shards.local import OpenFile, open_file
+from shards.lock import is_at
 
 if TYPE_CHECKING:
     from shards.manifest import File
@@ -208,7 +209,7 @@ class Cache:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd if _is_at(fd, path) else None
+            yield fd if is_at(fd, path) else None
         finally:
             with suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor too
@@ -287,11 +288,3 @@ class Cache:
             raise UserError(
                 f"the cache {self.folder} cannot be used ({error.strerror}): {remedy}, or set {FOLDER} to another place"
             ) from error
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    """Whether an open file is still the one of this name."""
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False

@@ -1,8 +1,13 @@
-"""A folder that appears whole or not at all: it grows beside its place under another name."""
+"""A folder that appears whole or not at all: it grows beside its place under another name.
+
+    <parent>/.<name>.partial   where it grows
+    <parent>/.<name>.lock      held meanwhile; never in the folder itself, which has its name at once when it is whole
+
+What a killed process has left of either is in nobody's way: the next one takes the lock over and clears the folder.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,43 +15,34 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import SettingsError
+from shards.lock import take
 from shards.manifest import sync_folder
 from shards.published import sync_tree
-
-LOCK = "lock"
 
 
 @contextmanager
 def new_set(out: Path) -> Iterator[Path]:
     """A new folder that becomes `out` where the block ends well, and is removed where it fails.
 
-    What a killed process has left is removed by the next one. A lock of the operating system's keeps two apart.
-
     Raises:
         SettingsError: `out` is there already, or another process is making it now.
     """
     check_new(out)
     out = out.absolute()
-    place = out.with_name(f".{out.name}.partial")
-    place.mkdir(parents=True, exist_ok=True)
-    handle = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"another seg-shards is making {out} now: wait for it, or choose another --out"
-            ) from None
-        _empty(place)
+    with _locked(out):
+        check_new(out)  # somebody may have finished it before the lock was ours
+        place = out.with_name(f".{out.name}.partial")
+        _remove(place)
+        place.mkdir()
         try:
             yield place
             check_new(out)
-            _publish(place, out)
+            sync_tree(place)
+            place.replace(out)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
-    finally:
-        os.close(handle)
+        sync_folder(out.parent)
 
 
 def check_new(out: Path) -> None:
@@ -55,17 +51,30 @@ def check_new(out: Path) -> None:
         raise SettingsError(f"{out} is there already: expected a new or empty folder; choose another --out")
 
 
-def _empty(place: Path) -> None:
-    for path in place.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the right to make `out`; SettingsError where another process does, or where there are no locks."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        handle = take(lock)
+    except OSError as error:
+        raise SettingsError(
+            f"{lock} cannot be locked ({error.strerror}): expected a folder that can be written, on a file system with "
+            "locks; choose another --out"
+        ) from None
+    if handle is None:
+        raise SettingsError(f"another seg-shards is making {out} now: wait for it, or choose another --out")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone
+        os.close(handle)
 
 
-def _publish(place: Path, out: Path) -> None:
-    """Everything to the disk, then one rename."""
-    sync_tree(place)
-    (place / LOCK).unlink()
-    place.replace(out)
-    sync_folder(out.parent)
+def _remove(place: Path) -> None:
+    """What a killed process has left."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)

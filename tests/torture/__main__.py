@@ -55,6 +55,9 @@ def main() -> int:
             results[name] = result
             if given.sabotage and result.failures:
                 break
+    for name, result in results.items():
+        calls, away = places[name].lengths["disk"], places[name].elsewhere
+        print(f"{name}: {calls:.0f} calls change the disk, {away} in other threads, where {result.away} kills hit")
     failures = [f"{name}, {line}" for name, result in results.items() for line in result.failures]
     print(f"{table(results)}\n\n{time.monotonic() - began:.0f} s")
     for line in failures[:SHOWN]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from prep.build import worker
 from tests.prep.builds import run_build
-from tests.torture.moments import Kind, Moment, count_calls, die_at
+from tests.torture.moments import AWAY, Kind, Moment, count_calls, die_at, stop_counting
 from tests.torture.sabotage import SABOTAGE
 
 FAILED = 3  # exit code of a build that ended with an error
@@ -56,19 +55,26 @@ def run(job: Job, out: Path, log: Path, moment: Moment | None = None) -> int:
     return _forked(work, log)
 
 
-def length_of(job: Job, out: Path, log: Path, kind: Kind) -> float:
-    """How long an undisturbed build takes: in seconds, or in calls (that change the disk)."""
+def killed_away(log: Path) -> bool:
+    """Whether the build that wrote this log was killed in another thread than the main one."""
+    return AWAY in log.read_bytes()
+
+
+def length_of(job: Job, out: Path, log: Path, kind: Kind) -> tuple[float, int]:
+    """How long an undisturbed build takes: (seconds, or calls (that change the disk), of these in other threads)."""
     report = log.with_suffix(".length")
 
     def work() -> None:
         counter, began = count_calls(kind) if kind != "clock" else None, time.monotonic()
         job(out)
-        sys.setprofile(None)
-        report.write_text(str(counter.seen if counter else time.monotonic() - began))
+        stop_counting()
+        found = (counter.seen, counter.elsewhere) if counter else (time.monotonic() - began, 0)
+        report.write_text(" ".join(map(str, found)))
 
     if _forked(work, log):
         raise RuntimeError(f"an undisturbed build failed: {log.read_text()}")
-    return float(report.read_text())
+    length, elsewhere = report.read_text().split()
+    return float(length), int(elsewhere)
 
 
 def _forked(work: Callable[[], None], log: Path) -> int:
@@ -83,7 +89,7 @@ def _forked(work: Callable[[], None], log: Path) -> int:
             work()
             code = 0
         except BaseException as error:
-            sys.setprofile(None)
+            stop_counting()
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(code)

@@ -13,7 +13,7 @@ from prep.build.journal import read_journal
 from shards.errors import SegshardsError
 from shards.verify import verify
 from tests.prep.builds import tree
-from tests.torture.builder import Job, length_of, run
+from tests.torture.builder import Job, killed_away, length_of, run
 from tests.torture.moments import Kind, Moment
 
 KINDS: tuple[Kind, ...] = ("clock", "call", "disk")
@@ -31,6 +31,7 @@ class Arena:
         expected: the bytes that an undisturbed build publishes.
         chunks: lines of its journal, the head aside.
         lengths: how long it takes, in seconds and in calls of each kind.
+        elsewhere: calls that change the disk in other threads than the main one (zarr's).
         scratch: an empty folder.
     """
 
@@ -39,6 +40,7 @@ class Arena:
     expected: dict[str, bytes]
     chunks: int
     lengths: dict[Kind, float]
+    elsewhere: int
     scratch: Path
 
 
@@ -49,11 +51,13 @@ class Result:
     Attributes:
         trials: how many.
         kills: {(kind of moment, phase that the kill hit): how often}.
+        away: kills in other threads than the main one.
         failures: what went wrong, a line a trial.
     """
 
     trials: int = 0
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    away: int = 0
     failures: list[str] = field(default_factory=list)
 
 
@@ -61,12 +65,13 @@ def make_arena(job: Job, scratch: Path, chunks: int, expected: Path, start: Path
     """Measure an undisturbed build, so that moments can be drawn from the whole of it."""
     scratch.mkdir(parents=True)
     lengths: dict[Kind, float] = {}
+    elsewhere = 0
     for kind in KINDS:
         out = scratch / "measured"
         _fresh(out, start)
-        lengths[kind] = length_of(job, out, scratch / "log", kind)
+        lengths[kind], elsewhere = length_of(job, out, scratch / "log", kind)
         shutil.rmtree(out)
-    return Arena(job, start, tree(expected), chunks, lengths, scratch)
+    return Arena(job, start, tree(expected), chunks, lengths, elsewhere, scratch)
 
 
 def trial(arena: Arena, seed: int, result: Result) -> None:
@@ -79,6 +84,7 @@ def trial(arena: Arena, seed: int, result: Result) -> None:
         moment = _draw_moment(arena, draw)
         code = run(arena.job, out, log, moment)
         result.kills[moment.kind, phase(out, arena.chunks) if code == -9 else PHASES[4]] += 1
+        result.away += killed_away(log)
         problem = problem or _seen_by_a_reader(out)
         if code not in (0, -9):
             problem = problem or f"exit {code}: {_last_line(log)}"

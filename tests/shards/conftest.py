@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from shards.cache import CacheSettings
 from tests.shards.build import build
+from tests.shards.server import Server
 
 
 @pytest.fixture(scope="session", params=["webdataset", "zarr"])
@@ -31,3 +34,22 @@ def tar_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tars")
     build(folder)
     return folder
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is asked directly."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> CacheSettings:
+    """Settings that give up after few tries; not so soon that a busy machine looks like a stalled server."""
+    return CacheSettings(tmp_path / "cache", timeout=2, retries=2, pause=0.001)
+
+
+@pytest.fixture
+def server(tar_set: Path) -> Iterator[Server]:
+    """A web server of the tar set."""
+    with Server(tar_set) as running:
+        yield running

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.train.conftest import recipe
-from tests.train.test_feed import Toy
 from tests.train.test_loop import LONG, equal, losses, stop_at, trainer, weights
 from tests.train.test_mixed_stream import make_sets, mixed, opened
+from tests.train.toy_stream import Toy
 from train.distributed import World
 from train.feed import batches
 from train.sources import open_sources

@@ -12,7 +12,7 @@ DEMO_RUN    := runs/demo
 SOURCES := shards prep train tests examples
 
 # Names of folders are targets too: without .PHONY make would call them up to date.
-.PHONY: help install demo shards test lint check bench bench-loaders torture clean
+.PHONY: help install demo shards test lint check bench bench-loaders torture corpus clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -65,6 +65,9 @@ bench-loaders: $(STAMP) ## ours against six other loaders, each in its own envir
 
 torture: $(STAMP) ## kill a thousand builds at random moments; each must end in the bytes of an undisturbed one
 	$(BIN)/python -m tests.torture --trials 1000 $(ARGS)
+
+corpus: $(STAMP) ## damage shard sets in thousands of ways; each damage must be found: 8 minutes
+	$(BIN)/python -m tests.corpus $(ARGS)
 
 clean: ## remove caches and build leftovers; data/, runs/, .bench and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

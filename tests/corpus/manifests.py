@@ -13,6 +13,7 @@ from tests.corpus.case import Case, change, put
 from tests.corpus.forge import load, records, store
 
 Manifest = dict[str, Any]
+Edit = Callable[[Manifest], object]
 
 
 def cases(bases: Bases) -> Iterator[Case]:
@@ -29,7 +30,7 @@ def cases(bases: Bases) -> Iterator[Case]:
     yield from _foreign(bases)
 
 
-def _edited(name: str, base: str, edit: Callable[[Manifest], object], seal: bool) -> Case:
+def _edited(name: str, base: str, edit: Edit, seal: bool) -> Case:
     def damage(folder: Path) -> None:
         manifest = load(folder)
         edit(manifest)
@@ -44,14 +45,24 @@ def _scale(manifest: Manifest, scale: str = "1", split: str = "train") -> Manife
     return found
 
 
-def _edits(base: str) -> dict[str, Callable[[Manifest], object]]:
-    edits: dict[str, Callable[[Manifest], object]] = {
+def _edits(base: str) -> dict[str, Edit]:
+    own = _of_tars() if base == "jpeg" else _of_stores()
+    return _heads() | _counts() | _parts() | _classes() | _files() | _paths() | own
+
+
+def _heads() -> dict[str, Edit]:
+    return {
         "format version 2": lambda m: m.update(format_version=2),
         "format version true": lambda m: m.update(format_version=True),
         "format version 0": lambda m: m.update(format_version=0),
         "unknown field": lambda m: m.update(more=1),
         "field missing": lambda m: m.pop("void"),
         "void 255": lambda m: m.update(void=255),
+    }
+
+
+def _counts() -> dict[str, Edit]:
+    return {
         "more samples": lambda m: m["splits"]["train"].update(samples=5),
         "fewer samples": lambda m: m["splits"]["train"].update(samples=3),
         "negative samples": lambda m: m["splits"]["train"].update(samples=-1),
@@ -61,11 +72,25 @@ def _edits(base: str) -> dict[str, Callable[[Manifest], object]]:
         "huge group": lambda m: _scale(m).update(groups=[10**18]),
         "not labelled": lambda m: m["splits"]["train"].update(labelled=False),
         "labelled": lambda m: m["splits"]["test"].update(labelled=True),
+    }
+
+
+def _parts() -> dict[str, Edit]:
+    """Splits and scales."""
+    return {
         "no scales": lambda m: m["splits"]["train"].update(scales={}),
         "scale 2/4": lambda m: m["splits"]["train"]["scales"].update({"2/4": _scale(m)}),
         "scale 1/0": lambda m: m["splits"]["train"]["scales"].update({"1/0": _scale(m)}),
         "scales exchanged": _exchange_scales,
         "splits exchanged": _exchange_splits,
+        "other format": lambda m: m.update(format="zarr" if m["format"] == "webdataset" else "webdataset"),
+        "split name of a path": lambda m: m["splits"].update({"../up": m["splits"]["train"]}),
+    }
+
+
+def _classes() -> dict[str, Edit]:
+    """Classes, and the filter that labels were made with."""
+    return {
         "other class names": lambda m: m["classes"]["names"].reverse(),
         "a class less": lambda m: [column.pop() for column in m["classes"].values()],
         "class names of numbers": lambda m: m["classes"].update(names=list(range(19))),
@@ -73,8 +98,12 @@ def _edits(base: str) -> dict[str, Callable[[Manifest], object]]:
         "other classes digest": lambda m: m.update(classes_digest="0" * 64),
         "other filter": lambda m: m.update(filter="triangle"),
         "unknown filter": lambda m: m.update(filter="lanczos"),
-        "other format": lambda m: m.update(format="zarr" if m["format"] == "webdataset" else "webdataset"),
-        "split name of a path": lambda m: m["splits"].update({"../up": m["splits"]["train"]}),
+    }
+
+
+def _files() -> dict[str, Edit]:
+    """What vouches for the last file."""
+    return {
         "sha256 of another file": lambda m: records(m)[-1].update(sha256="0" * 64),
         "sha256 of odd letters": lambda m: records(m)[-1].update(sha256="g" * 64),
         "bytes off by one": lambda m: records(m)[-1].update(bytes=records(m)[-1]["bytes"] + 1),
@@ -83,6 +112,9 @@ def _edits(base: str) -> dict[str, Callable[[Manifest], object]]:
         "bytes as text": lambda m: records(m)[-1].update(bytes="12"),
         "bytes as fraction": lambda m: records(m)[-1].update(bytes=12.5),
     }
+
+
+def _paths() -> dict[str, Edit]:
     paths = (
         "../outside.tar",
         "/etc/passwd",
@@ -97,31 +129,31 @@ def _edits(base: str) -> dict[str, Callable[[Manifest], object]]:
         "train/./1",
         "a/",
     )
-    for path in paths:
-        edits[f"path {path!r}"] = lambda m, path=path: records(m)[-1].update(path=path)  # type: ignore[misc]
-    if base == "jpeg":
-        edits |= {
-            "shards exchanged": lambda m: _scale(m)["shards"].reverse(),
-            "a shard twice": lambda m: _scale(m)["shards"].__setitem__(1, _scale(m)["shards"][0]),
-            "shard of the other scale": lambda m: _scale(m)["shards"].__setitem__(0, _scale(m, "1/2")["shards"][0]),
-            "index of the other shard": lambda m: _scale(m)["shards"][0].update(index=_scale(m)["shards"][1]["index"]),
-            "tar named as its index": lambda m: _scale(m)["shards"][0]["index"].update(
-                path=_scale(m)["shards"][0]["path"]
-            ),
-            "counts moved between shards": _move_counts,
-            "no shards": lambda m: _scale(m).update(shards=[], groups=[]),
-            "a store beside shards": lambda m: _scale(m).update(store="train/1/x.zarr"),
-        }
-    else:
-        edits |= {
-            "store of the other scale": lambda m: _scale(m).update(store=_scale(m, "1/2")["store"]),
-            "store of another split": lambda m: _scale(m).update(store=_scale(m, "1", "test")["store"]),
-            "store that is not there": lambda m: _scale(m).update(store="train/1/none.zarr"),
-            "store that is a file": lambda m: _scale(m).update(store="README.md"),
-            "no store": lambda m: _scale(m).update(store=None),
-            "store up": lambda m: _scale(m).update(store="../up.zarr"),
-        }
-    return edits
+    return {f"path {path!r}": lambda m, path=path: records(m)[-1].update(path=path) for path in paths}  # type: ignore[misc]
+
+
+def _of_tars() -> dict[str, Edit]:
+    return {
+        "shards exchanged": lambda m: _scale(m)["shards"].reverse(),
+        "a shard twice": lambda m: _scale(m)["shards"].__setitem__(1, _scale(m)["shards"][0]),
+        "shard of the other scale": lambda m: _scale(m)["shards"].__setitem__(0, _scale(m, "1/2")["shards"][0]),
+        "index of the other shard": lambda m: _scale(m)["shards"][0].update(index=_scale(m)["shards"][1]["index"]),
+        "tar named as its index": lambda m: _scale(m)["shards"][0]["index"].update(path=_scale(m)["shards"][0]["path"]),
+        "counts moved between shards": _move_counts,
+        "no shards": lambda m: _scale(m).update(shards=[], groups=[]),
+        "a store beside shards": lambda m: _scale(m).update(store="train/1/x.zarr"),
+    }
+
+
+def _of_stores() -> dict[str, Edit]:
+    return {
+        "store of the other scale": lambda m: _scale(m).update(store=_scale(m, "1/2")["store"]),
+        "store of another split": lambda m: _scale(m).update(store=_scale(m, "1", "test")["store"]),
+        "store that is not there": lambda m: _scale(m).update(store="train/1/none.zarr"),
+        "store that is a file": lambda m: _scale(m).update(store="README.md"),
+        "no store": lambda m: _scale(m).update(store=None),
+        "store up": lambda m: _scale(m).update(store="../up.zarr"),
+    }
 
 
 def _exchange_scales(manifest: Manifest) -> None:

@@ -2,7 +2,7 @@
 
     <folder>/<sha256>                a whole file, checked when it came
     <folder>/<sha256>-<bytes>.part   one that is coming; whoever fetches it holds its flock
-    <folder>/lock                    flocked while room is made
+    <folder>/lock                    flocked while room is made; says how many bytes are taken, at most
 
 A file appears under its name by rename, after fsync, so it is whole or not there. A fetcher that dies lets go of its
 lock, and the next one goes on where it stopped. What was used longest ago makes room (by modification times, which
@@ -35,6 +35,7 @@ DEFAULT_MOST = 64 * 10**9
 _NAME = re.compile(r"[0-9a-f]{64}(-(\d+)\.part)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ = 1 << 20
+_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,6 @@ class Cache:
     def __init__(self, settings: CacheSettings) -> None:
         self.folder = settings.folder
         self._most = settings.most
-        self._spare = 0  # bytes that may be added before the folder is looked through
 
     def path(self, file: File) -> Path:
         """Where a file lies once it is here."""
@@ -197,7 +197,8 @@ class Cache:
                 if part.length == 0 or (isinstance(error, OSError) and error.errno in _FULL):
                     path.unlink(missing_ok=True)
                 raise
-            path.rename(self.path(file))  # not synced: after a power cut the part may be back, whole
+            with self._locked(self.folder / "lock"):  # a listing may miss what is renamed meanwhile
+                path.rename(self.path(file))  # not synced: after a power cut the part may be back, whole
             return OpenFile(self.path(file), os.dup(fd))
 
     @contextmanager
@@ -218,30 +219,33 @@ class Cache:
     def _make_room(self, size: int) -> None:
         """Remove what was used longest ago until all fits, parts at the size that they are going to have.
 
-        The folder is looked through when a quarter of what was free has been used up since; the rest is for others.
+        All processes add what they fetch to one figure, in the lock's file. It only ever says too much (files go
+        without being taken off), and the folder is looked through when it passes the cap.
         """
-        self._spare -= size
-        if self._spare >= 0:
-            return
-        with self._locked(self.folder / "lock"):
+        with self._locked(self.folder / "lock") as fd:
+            if fd is None:  # the folder has just been cleared by hand
+                return
+            taken = _noted(fd)
+            if taken is not None and taken + size <= self.most:
+                _note(fd, taken + size)
+                return
             entries = self._entries()
             total = sum(size for _, size, _ in entries)
-            self._evict(entries, total - self.most)
-            self._spare = max(0, self.most - total) // 4
+            _note(fd, total - self._evict(entries, total - self.most))
 
     def _free(self, size: int) -> bool:
         """Remove so many bytes, since the disk is full; False where there is nothing to remove."""
         with self._locked(self.folder / "lock"):
-            return self._evict(self._entries(), size)
+            return self._evict(self._entries(), size) > 0
 
-    def _evict(self, entries: list[tuple[float, int, str]], excess: int) -> bool:
-        """Remove entries of ``excess`` bytes together, those used longest ago first; whether any was removed."""
-        removed = False
+    def _evict(self, entries: list[tuple[float, int, str]], excess: int) -> int:
+        """Remove entries of ``excess`` bytes together, those used longest ago first; the bytes that are gone."""
+        removed = 0
         for _, size, name in sorted(entries):
-            if excess <= 0:
+            if removed >= excess:
                 break
             if self._remove(name):
-                removed, excess = True, excess - size
+                removed += size
         return removed
 
     def _entries(self) -> list[tuple[float, int, str]]:
@@ -288,3 +292,17 @@ class Cache:
             raise UserError(
                 f"the cache {self.folder} cannot be used ({error.strerror}): {remedy}, or set {FOLDER} to another place"
             ) from error
+
+
+def _noted(fd: int) -> int | None:
+    """What the lock's file says is taken; None where it says nothing that can be believed."""
+    text = os.pread(fd, _DIGITS + 1, 0)
+    return int(text) if len(text) == _DIGITS and text.isdigit() else None
+
+
+def _note(fd: int, taken: int) -> None:
+    """Have the lock's file say what is taken, or nothing."""
+    try:
+        os.pwrite(fd, b"%0*d" % (_DIGITS, taken), 0)
+    except OSError:  # a full disk
+        os.ftruncate(fd, 0)

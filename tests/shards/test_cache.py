@@ -10,6 +10,7 @@ import resource
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -41,6 +42,15 @@ def never(part):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir() if path.name != "lock")
+
+
+def taken(folder):
+    """Bytes of the files in a cache."""
+    total = 0
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # just renamed or removed
+            total += entry.stat().st_size if entry.name != "lock" else 0
+    return total
 
 
 def held(cache, *contents):
@@ -97,7 +107,70 @@ def test_a_folder_with_room_is_not_looked_through_for_each_file(tmp_path, monkey
     for number in range(100, 140):
         data = number.to_bytes(100, "little")
         other.open(file_of(data), putting(data))
-        assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 10_400
+        assert taken(tmp_path) <= 10_400
+
+
+def fill(folder, first, start, late):
+    """In a process of its own: 60 files of 1,000 bytes, with a rest before number ``late``."""
+    cache = Cache(CacheSettings(folder, most=100_000))
+    start.wait()
+    for number in range(60):
+        if number == late:
+            time.sleep(0.3)
+        data = (first + number).to_bytes(1000, "little")
+        cache.open(file_of(data), putting(data))
+
+
+def test_the_cap_holds_with_any_number_of_processes(tmp_path):
+    """Six fill an empty cache at once, one of them more slowly: none has room of its own that the others do not see."""
+    start = FORK.Event()
+    workers = [FORK.Process(target=fill, args=(tmp_path, 100 * n, start, 3 if n == 0 else None)) for n in range(6)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    most = 0
+    while any(worker.is_alive() for worker in workers):
+        most = max(most, taken(tmp_path))
+        time.sleep(0.001)
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    assert 90_000 < max(most, taken(tmp_path)) <= 100_000
+    assert taken(tmp_path) > 90_000
+
+
+def test_room_is_everybodys(tmp_path, monkeypatch):
+    """Nine caches of one folder, by turns: full to the last byte, never beyond, and looked through only when full."""
+    caches, looked = [Cache(CacheSettings(tmp_path, most=10_000)) for _ in range(9)], []
+    entries = Cache._entries
+    monkeypatch.setattr(Cache, "_entries", lambda self: looked.append(1) or entries(self))
+    for number in range(100):
+        data = number.to_bytes(100, "little")
+        caches[number % 9 if number < 90 else 0].open(file_of(data), putting(data))
+    assert taken(tmp_path) == 10_000
+    assert len(looked) == 1
+    for number in range(100, 120):
+        data = number.to_bytes(100, "little")
+        caches[number % 9].open(file_of(data), putting(data))
+        assert taken(tmp_path) == 10_000
+    for odd in (b"", b"x" * 20, b"9" * 20, b"1" * 21):  # no figure, or one that is far off: counted anew
+        (tmp_path / "lock").write_bytes(odd)
+        caches[0].open(file_of(odd + b"y" * 80), putting(odd + b"y" * 80))
+        assert taken(tmp_path) <= 10_000
+
+
+def test_a_figure_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    cache, write = Cache(CacheSettings(tmp_path, most=300)), os.pwrite
+    cache.open(file_of(b"a" * 100), putting(b"a" * 100))
+
+    def full(fd, data, at):
+        if len(data) == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for letter in (b"b", b"c", b"d", b"e"):
+        cache.open(file_of(letter * 100), putting(letter * 100))
+        assert (tmp_path / "lock").read_bytes() == b""
+        assert taken(tmp_path) <= 300
 
 
 def test_a_file_that_somebody_published_just_before_is_taken(tmp_path, monkeypatch):

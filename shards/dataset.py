@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -24,7 +26,9 @@ from shards.zarrset import ZarrReader
 
 if TYPE_CHECKING:
     from shards.cache import CacheSettings
+    from shards.manifest import File
 
+Indices = Sequence[int] | npt.NDArray[np.int64]
 __all__ = ["Sample", "ShardDataset", "decode_sample", "open_split", "weak_labels"]
 
 
@@ -33,7 +37,7 @@ class Reader(Protocol):
 
     def keys(self) -> list[str]: ...
     def members(self, i: int) -> dict[str, bytes]: ...
-    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None: ...
+    def files(self, indices: Indices) -> Iterator[tuple[int, File]]: ...
     def where(self, i: int) -> str: ...
 
 
@@ -103,12 +107,22 @@ class ShardDataset:
         """suffix -> stored bytes of sample i."""
         return self._reader.members(i)
 
-    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
+    def ahead(self, indices: Indices) -> None:
         """These samples will be read next, in this order: their files are fetched in the background, where that pays.
 
         Returns at once and raises nothing; what is asked for anew takes the place of what was asked for before.
         """
-        self._reader.ahead(indices)
+        announce([self], indices)
+
+    def files(self, indices: Indices) -> Iterator[tuple[int, File]]:
+        """The files of these samples, each once, with the place in `indices` that needs it first; raises nothing."""
+        return self._reader.files(indices)
+
+
+def announce(datasets: Sequence[ShardDataset], indices: Indices) -> None:
+    """As `ShardDataset.ahead`, for several scales of one split that are read side by side from one store."""
+    merged = heapq.merge(*(dataset.files(indices) for dataset in datasets), key=itemgetter(0))
+    datasets[0].store.ahead(file for _, file in merged)
 
 
 def open_split(

@@ -68,9 +68,10 @@ class ForeignBytes:
         except Exception as error:  # a damaged chunk shows as one of many types
             raise FormatError(self._where, f"{self._name}: cannot be read ({_line(error)})") from error
 
-    def files(self, start: int, end: int) -> list[File]:
+    def files(self, starts: npt.NDArray[np.uint64], ends: npt.NDArray[np.uint64]) -> list[tuple[int, File]]:
         """See ``Bytes.files``: all of them, since their layout is not known here."""
-        return self._files if end > start else []
+        filled = np.flatnonzero(ends > starts)
+        return [(int(filled[0]), file) for file in self._files] if len(filled) else []
 
 
 class ManifestStore(ZarrStore):

@@ -7,7 +7,8 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,9 +180,9 @@ class LocalStore:
         except FormatError as error:
             return str(error)
 
-    def ahead(self, files: Sequence[File]) -> None:
+    def ahead(self, files: Iterable[File]) -> None:
         """See ``Store.ahead``: the system is told, as far as files stay open."""
-        for file in files[:AHEAD]:
+        for file in islice(files, AHEAD):
             opened = self._open.get(file.path)
             if opened is None:
                 try:

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -123,7 +123,7 @@ class RemoteStore:
             return str(error)
         return None
 
-    def ahead(self, files: Sequence[File]) -> None:
+    def ahead(self, files: Iterable[File]) -> None:
         """See ``Store.ahead``: as many as fill half of the cache, by threads of their own."""
         plan: deque[File] = deque()
         with suppress(OSError):
@@ -225,7 +225,7 @@ _REMEDY_REFUSED = "give a URL that this machine may read, signed or public, or c
 _REMEDY_FAULT = "check the address and the network, then run the same again; what has come so far is kept"
 
 
-def _first(files: Sequence[File], most: int) -> list[File]:
+def _first(files: Iterable[File], most: int) -> list[File]:
     """The first files, of ``most`` bytes together at most."""
     found, total = [], 0
     for file in files:

@@ -9,7 +9,7 @@ The manifest names every file with its bytes and sha256, so nothing is ever list
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
@@ -48,8 +48,11 @@ class Store(Protocol):
     def check(self, file: File) -> str | None:
         """None if the file's bytes are what the manifest says, else the problem."""
 
-    def ahead(self, files: Sequence[File]) -> None:
-        """These will be read next, in this order: begin to fetch them. Returns at once and raises nothing."""
+    def ahead(self, files: Iterable[File]) -> None:
+        """These will be read next, in this order: begin to fetch them. Returns at once and raises nothing.
+
+        No more of them are taken than are fetched.
+        """
 
 
 def open_store(place: Place | Store, cache: CacheSettings | Place | None = None, check: bool = True) -> Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from shards.errors import FormatError
 from shards.index import decode_entry, decode_index
-from shards.manifest import ScaleSet
+from shards.manifest import File, ScaleSet
 from shards.recent import Recent
 from shards.store import Store
 from shards.tar import IndexEntry, split_blocks
@@ -60,11 +60,15 @@ class TarReader:
             f"{self._store.name}/{record.path} sample {self._entry(shard, i - self._ends[shard] + record.samples).key}"
         )
 
-    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
-        """Have the shards of these samples, and their indexes, fetched in this order."""
-        shards = dict.fromkeys(bisect_right(self._ends, i) for i in indices)
-        records = [self.part.shards[shard] for shard in shards]
-        self._store.ahead([file for record in records for file in (record.index, record)])
+    def files(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Iterator[tuple[int, File]]:
+        """The shards of these samples and their indexes, each with the place in `indices` that needs it first."""
+        seen: set[int] = set()
+        for place, i in enumerate(indices):
+            shard = bisect_right(self._ends, i)
+            if shard not in seen:
+                seen.add(shard)
+                record = self.part.shards[shard]
+                yield from ((place, record.index), (place, record))
 
     def entries(self, shard: int) -> list[IndexEntry]:
         """The index of one shard, checked whole; raises FormatError."""

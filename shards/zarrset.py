@@ -6,9 +6,10 @@ valid layout goes through zarr-python. Either way files are those that the manif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -25,6 +26,7 @@ from shards.tar import MAX_MEMBER, check_key
 if TYPE_CHECKING:
     from shards.manifest import File, ScaleSet
 
+BLOCK = 4096  # samples whose files are worked out at once
 INDEX_BYTES = 4 << 20  # of shard indexes used last
 ABSENT = (1 << 64) - 1  # in a shard's index: a chunk of zeros, not written
 U64 = npt.NDArray[np.uint64]
@@ -38,8 +40,8 @@ class Bytes(Protocol):
     def read(self, start: int, end: int) -> bytes:
         """Its bytes from start to end; raises FormatError."""
 
-    def files(self, start: int, end: int) -> list[File]:
-        """The files that hold them."""
+    def files(self, starts: U64, ends: U64) -> list[tuple[int, File]]:
+        """The files that hold the ranges from starts [n] to ends [n], each with the first range that it is for."""
 
 
 class ZarrReader:
@@ -74,14 +76,24 @@ class ZarrReader:
         """What messages call sample i: its store and its key."""
         return f"{self.name} sample {self._key(self._member('key', i))}"
 
-    def ahead(self, indices: Iterable[int] | npt.NDArray[np.int64]) -> None:
-        """Have the files of these samples fetched in this order; the first call waits for the few small ones."""
-        wanted: dict[str, File] = {}
+    def files(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Iterator[tuple[int, File]]:
+        """The files of these samples, each with the place in `indices` that needs it first.
+
+        They are worked out as they are taken; the first call waits for the few small ones.
+        """
+        seen: set[str] = set()
         with suppress(SegshardsError):  # whoever reads the samples hears of it
-            for i in indices:
-                for offsets, data in self._opened().values():
-                    wanted.update((file.path, file) for file in data.files(int(offsets[i]), int(offsets[i + 1])))
-        self._store.ahead(list(wanted.values()))
+            for first in range(0, len(indices), BLOCK):
+                block = np.asarray(indices[first : first + BLOCK], np.int64)
+                found = [
+                    pair
+                    for offsets, data in self._opened().values()
+                    for pair in data.files(offsets[block], offsets[block + 1])
+                ]
+                for place, file in sorted(found, key=itemgetter(0)):
+                    if file.path not in seen:
+                        seen.add(file.path)
+                        yield first + place, file
 
     def _opened(self) -> dict[str, tuple[U64, Bytes]]:
         if not self._arrays:
@@ -196,10 +208,19 @@ class PlainBytes:
             start += high - low
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def files(self, start: int, end: int) -> list[File]:
+    def files(self, starts: U64, ends: U64) -> list[tuple[int, File]]:
         """See ``Bytes.files``."""
-        numbers = range(start // self._shard, -(-end // self._shard))
-        return [file for n in numbers if (file := self._files.get(f"{self._path}/c/{n}"))]
+        places = np.flatnonzero(ends > starts)
+        shard = np.uint64(self._shard)
+        pairs = np.stack([starts[places] // shard, (ends[places] - np.uint64(1)) // shard], 1)  # [n, (first, last)]
+        numbers, at = np.unique(pairs, return_index=True)
+        found = dict(zip(numbers.tolist(), places[at // 2].tolist(), strict=True))  # number of a file -> place
+        spans = pairs[:, 1] - pairs[:, 0]
+        for row in np.flatnonzero((spans > 1) & (spans <= len(self._files))):  # ranges over three files and more
+            for number in range(int(pairs[row, 0]), int(pairs[row, 1])):
+                found[number] = min(found.get(number, int(places[row])), int(places[row]))
+        named = ((place, self._files.get(f"{self._path}/c/{number}")) for number, place in found.items())
+        return [(place, file) for place, file in named if file is not None]
 
     def _of_shard(self, file: File, low: int, high: int) -> bytes:
         """Bytes of one shard: at once where its chunks lie one after the other, as they do unless some are zeros."""

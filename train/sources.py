@@ -21,6 +21,7 @@ import shards
 from shards.classes import ClassTable
 from shards.codec import decode_hard, decode_meta
 from shards.codec.scaled import FACTORS, decode_image_scaled
+from shards.dataset import announce
 from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest, load_manifest
 from shards.order import RUN, WINDOW, epoch_order
@@ -115,8 +116,8 @@ class Sources:
         places = [self._locate(index) for index in indices]
         for source, opened in enumerate(self.sets):
             own = [place for chosen, place in places if chosen == source]
-            for dataset in opened.values() if own else ():
-                dataset.ahead(own)
+            if own:
+                announce(list(opened.values()), own)  # at once: what is asked for anew replaces what was before
 
     def sample(self, index: int, scale: str) -> shards.Sample:
         """The sample at `index`, counted over all sources, at one of the opened scales; without its instances."""

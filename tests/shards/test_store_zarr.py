@@ -107,7 +107,14 @@ def test_any_range_is_what_zarr_gives(tmp_path_factory, chunk, chunks, content, 
     start = data.draw(st.integers(0, len(values)))
     end = data.draw(st.integers(start, len(values)))
     assert plain.read(start, end) == array[start:end].tobytes() == values[start:end].tobytes()
-    assert {f.path for f in plain.files(start, end)} <= set(files)
+    ranges = [(start, end), *data.draw(st.lists(st.tuples(st.integers(0, 90), st.integers(0, 90)), max_size=6))]
+    starts, ends = (np.array([side(pair) for pair in ranges], np.uint64) for side in (min, max))
+    expected: dict[str, int] = {}
+    for place, (low, high) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        for byte in range(low, high):
+            expected.setdefault(f"a/c/{byte // (chunk * chunks)}", place)
+    there = {path: place for path, place in expected.items() if path in files}
+    assert {f.path: place for place, f in plain.files(starts, ends)} == there
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,12 @@ class SoftLabel:
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, held in arrays
 
-    def topk(self, k: int) -> tuple[U16, U16]:
+    def topk(self, k: int, out: tuple[U16, U16] | None = None) -> tuple[U16, U16]:
         """The k heaviest entries of each cell.
+
+        Args:
+            k: how many, from 1.
+            out: two arrays uint16 [k, h, w] to write into, contiguous, such as a sample's place in a batch.
 
         Returns:
             ids uint16 [k, h, w] and weights uint16 [k, h, w] over ``denominator``, by falling weight; void is id
@@ -84,12 +88,17 @@ class SoftLabel:
             raise SettingsError(f"topk({k}) asked for; expected k >= 1")
         from shards import kernels_cells
 
-        ids, weights = np.empty((2, k, self.base.size), np.uint16)
+        ids, weights = np.empty((2, k, *self.shape), np.uint16) if out is None else out
+        for array in (ids, weights):
+            if array.shape != (k, *self.shape) or array.dtype != np.uint16 or not array.flags.c_contiguous:
+                raise SettingsError(
+                    f"topk: out of shape {list(array.shape)}, {array.dtype} found; expected contiguous uint16 "
+                    f"{[k, *self.shape]}"
+                )
         flat = np.ascontiguousarray(self.base).reshape(-1)
-        kernels_cells.top_planes(
-            flat, self.cells, self.starts, self.ids, self.weights, self.denominator, (ids, weights)
-        )
-        return ids.reshape(k, *self.shape), weights.reshape(k, *self.shape)
+        planes = (ids.reshape(k, -1), weights.reshape(k, -1))
+        kernels_cells.top_planes(flat, self.cells, self.starts, self.ids, self.weights, self.denominator, planes)
+        return ids, weights
 
     def dense(self, classes: int, void: VoidRule = "mask") -> F32:
         """Shares as float32 [h, w, classes].

@@ -39,6 +39,19 @@ def test_topk_is_sorted_and_whole(soft):
     np.testing.assert_array_equal(soft.topk(1)[0][0], soft.base)
 
 
+def test_topk_writes_into_a_batch():
+    soft = soften(np.random.default_rng(0).integers(0, 5, (24, 32)).astype(np.uint16), "1/4", "box")
+    batch = np.full((2, 3, 4, 6, 8), 7, np.uint16)
+    found_planes = soft.topk(4, out=(batch[0, 1], batch[1, 1]))
+    for found, wanted, planes in zip(found_planes, soft.topk(4), batch, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(planes[1], wanted)
+        assert (planes[[0, 2]] == 7).all()
+    for wrong in (batch[0, 1, :3], batch[0, 1].astype(np.int32), batch[0, 1].transpose(0, 2, 1)):
+        with pytest.raises(SettingsError, match="topk: out of shape"):
+            soft.topk(4, out=(batch[0, 0], wrong))
+
+
 @given(soft_labels(C))
 def test_harden_is_the_arg_max_under_the_void_rule(soft):
     full = shares(soft, C)

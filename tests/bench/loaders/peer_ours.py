@@ -7,7 +7,7 @@ sparse planes), soft-dense (the same made dense), quarter-resized (scale 1 read 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,17 @@ def pair(sample: shards.Sample) -> Pair:
     return sample.image, sample.hard
 
 
-def planes(image: Any, soft: shards.SoftLabel) -> Pair:
-    """Image and the heaviest classes of each cell: ids and weights [K, h, w], and what a cell's weights sum to."""
-    return image, (*soft.topk(PLANES), soft.denominator)
-
-
 def sparse(sample: shards.Sample) -> Pair:
-    """The stored soft label as planes."""
-    assert sample.soft is not None
-    return planes(sample.image, sample.soft)
+    """Image and stored soft label."""
+    return sample.image, sample.soft
+
+
+def planes(labels: Sequence[shards.SoftLabel]) -> tuple[Any, Any, Any]:
+    """The heaviest classes of each cell: ids and weights [B, K, h, w], and what a cell's weights sum to, [B]."""
+    ids, weights = np.empty((2, len(labels), PLANES, *labels[0].shape), np.uint16)
+    for place, soft in enumerate(labels):
+        soft.topk(PLANES, out=(ids[place], weights[place]))
+    return ids, weights, np.array([soft.denominator for soft in labels])
 
 
 class Dense:
@@ -61,7 +63,7 @@ class Dense:
 def resized(sample: shards.Sample) -> Pair:
     """Image and label resized together from full resolution."""
     assert sample.hard is not None
-    return planes(*shards.resize_pair(sample.image, sample.hard, SMALL, "box"))
+    return shards.resize_pair(sample.image, sample.hard, SMALL, "box")
 
 
 def loader(job: Job) -> shards.Loader[Any]:
@@ -78,9 +80,8 @@ def batches(job: Job) -> Iterator[Pair]:
     if job.mode != "raw":
         single_threaded()
     for batch in loader(job).epoch(0):
-        if isinstance(batch[0][1], tuple):
-            images, targets = zip(*batch, strict=True)
-            ids, weights, wholes = zip(*targets, strict=True)
-            yield np.stack(images), (np.stack(ids), np.stack(weights), np.array(wholes))
+        if isinstance(batch[0][1], shards.SoftLabel):
+            images, labels = zip(*batch, strict=True)
+            yield np.stack(images), planes(labels)
         else:
             yield stack(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,12 @@ from tests.corpus.case import Case
 SCALES = ("1", "1/2")
 RAISED, RIGHT, WRONG, FEWER, CRASHED = "error", "all right", "wrong data", "samples missing", "crash"
 Facts = tuple[Any, ...]
+PARTS = ("jpg", "png", "webp", "seg.png", "inst.png", "soft.npz", "json")
+OF_SAMPLES = frozenset(  # classes of fault that lie within a sample, whose key an error must give
+    [f"bit flips: {part} data" for part in PARTS]
+    + [f"bombs and absurd headers: {part}" for part in ("png", "jpeg", "webp", "npz", "json")]
+    + ["truncated within data"]
+)
 
 
 @dataclass
@@ -27,6 +33,8 @@ class Verdict:
         named: whether it named a damaged file (or nothing was to be named).
         reader: RAISED, RIGHT, WRONG, FEWER or CRASHED; the worst over all samples.
         said: what verify and the reader said first.
+        errors: all errors of the reader, each once.
+        keyless: those of reading a sample that do not hold its key.
         faults: what breaks the contract, as text; none is what should be.
     """
 
@@ -34,6 +42,8 @@ class Verdict:
     named: bool = False
     reader: str = RIGHT
     said: list[str] = field(default_factory=list)
+    errors: dict[str, None] = field(default_factory=dict)
+    keyless: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
@@ -95,8 +105,7 @@ class Judge:
         verdict.said += problems[:1]
         if any("\n" in problem for problem in problems):
             verdict.faults.append("verify: a problem of several lines")
-        names = [Path(file).name for file in case.files] + [file for file in case.files if "/" in file]
-        verdict.named = not names or any(name in problem for problem in problems for name in names)
+        verdict.named = not case.files or any(_names(problem, case.files) for problem in problems)
 
     def _read(self, case: Case, folder: Path, verdict: Verdict) -> None:
         """Every sample of every split at every scale, by itself: one that is broken must not hide the others."""
@@ -122,12 +131,13 @@ class Judge:
                     continue
                 keys = self._tried(verdict, dataset.keys) or []
                 for i in range(min(len(dataset), 64)):
-                    sample = self._tried(verdict, lambda i=i, dataset=dataset: dataset[i])
+                    key = keys[i] if i < len(keys) else ""
+                    sample = self._tried(verdict, lambda i=i, dataset=dataset: dataset[i], key)
                     if sample is not None:
-                        yield (split, scale, keys[i] if i < len(keys) else sample.key), sample
+                        yield (split, scale, key or sample.key), sample
 
-    def _tried(self, verdict: Verdict, call: Any) -> Any:
-        """The call's value; None where it raised, which is noted."""
+    def _tried(self, verdict: Verdict, call: Any, key: str = "") -> Any:
+        """The call's value; None where it raised, which is noted; of a sample, the error should hold its key."""
         try:
             return call()
         except SegshardsError as error:
@@ -135,6 +145,8 @@ class Judge:
                 verdict.reader = RAISED
             if len(verdict.said) < 4:
                 verdict.said.append(str(error))
+            verdict.errors[str(error)] = None
+            verdict.keyless += [] if key in str(error) else [str(error)]
             if "\n" in str(error):
                 verdict.faults.append("reader: an error of several lines")
             if not isinstance(error, (FormatError, UserError)):
@@ -158,3 +170,15 @@ class Judge:
             verdict.faults.append(f"reader: other data than was written: {verdict.said[-1]}")
         if verdict.reader == FEWER and not case.sealed:
             verdict.faults.append("reader: fewer samples without an error")
+        vague = [error for error in verdict.errors if not (case.sealed or _names(error, case.files))]
+        if vague:
+            verdict.faults.append(f"reader named none of {case.files or 'the files'}: {vague[0]}")
+        if verdict.keyless and case.kind in OF_SAMPLES:
+            verdict.faults.append(f"reader did not name the sample: {verdict.keyless[0]}")
+
+
+def _names(said: str, files: Sequence[str]) -> bool:
+    """Whether a message holds the name of one of the damaged files; of any file where there is none to be named."""
+    if files:
+        return any(Path(file).name in said for file in files)
+    return any(suffix in said for suffix in (".tar", ".index.jsonl", "manifest.json", ".zarr"))

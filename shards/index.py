@@ -1,7 +1,9 @@
 """The sample index beside each shard: one JSON line a sample, so that any sample opens with one pread.
 
-    {"key": "0016E5_07959", "offset": 0, "members": {"jpg": 61234, "seg.png": 5120, "json": 143}}
+    {"key": "0016E5_07959", "offset": 0, "members": {"jpg": 61234, "seg.png": 5120, "json": 143}, "crc32": 3203127}
 
+The checksum is of the sample's tar blocks, headers and padding included: so a reader proves each sample as it reads it,
+and need not hash the shard before the first. All lines of an index have one, or (sets of before) none has.
 A file of its own, vouched for by checksum in the manifest: a manifest stays small at any number of samples.
 """
 
@@ -23,6 +25,7 @@ _SUFFIXES = frozenset(MEMBER_SUFFIXES)
 def encode_entry(entry: IndexEntry) -> bytes:
     """One line."""
     row = {"key": entry.key, "offset": entry.offset, "members": entry.sizes}
+    row |= {} if entry.crc is None else {"crc32": entry.crc}
     return json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
 
@@ -32,7 +35,8 @@ def encode_index(entries: Iterable[IndexEntry]) -> bytes:
 
 
 def decode_index(data: bytes, where: str | Path = "<memory>") -> list[IndexEntry]:
-    """The entries; raises FormatError where a line is not one, offsets do not follow, or a key comes twice."""
+    """The entries; raises FormatError where a line is not one, offsets do not follow, a key comes twice,
+    or some have a checksum and some have none."""
     entries, expected = [], 0
     for number, line in enumerate(data.splitlines(), 1):
         entry = decode_entry(line, where, number)
@@ -42,6 +46,8 @@ def decode_index(data: bytes, where: str | Path = "<memory>") -> list[IndexEntry
         entries.append(entry)
     if len({e.key for e in entries}) != len(entries):
         raise FormatError(where, "a key comes twice")
+    if len({e.crc is None for e in entries}) > 1:
+        raise FormatError(where, "some samples have a checksum and some have none")
     return entries
 
 

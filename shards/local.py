@@ -117,17 +117,18 @@ class LocalStore:
 
     Args:
         folder: of the shard set.
-        check: hash a file whole when a process first reads of it, so that no damage passes for data.
+        check: let no damage pass for data: hash a file whole when a process first reads of it, but for ranges that
+            their reader proves by itself.
     """
 
     def __init__(self, folder: Path, check: bool = True) -> None:
         self.name, self.folder = str(folder), folder
         self._open = OPEN.keeper(self)
-        self._check = check
+        self.checks = check
         self._inside: set[str] = set()  # folders below this one that no link leads out of
 
     def __reduce__(self) -> tuple[type[LocalStore], tuple[Path, bool]]:
-        return type(self), (self.folder, self._check)
+        return type(self), (self.folder, self.checks)
 
     def small(self, path: str, most: int) -> bytes:
         """See ``Store.small``."""
@@ -151,13 +152,13 @@ class LocalStore:
             raise FormatError(opened.path, DAMAGED)
         return data
 
-    def range(self, file: File, offset: int, length: int) -> bytes:
+    def range(self, file: File, offset: int, length: int, proven: bool = False) -> bytes:
         """See ``Store.range``."""
         opened = self._open.get(file.path)
         if opened is None:
             opened = self._opened(file)
             self._open.put(file.path, opened)
-        if self._check and not opened.proven:
+        if self.checks and not (proven or opened.proven):
             self._prove(file, opened)
         return opened.read(offset, length)
 

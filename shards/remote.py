@@ -50,6 +50,8 @@ OPEN: Recent[_InUse] = Recent(32)  # by all stores together; those evicted meanw
 class RemoteStore:
     """See ``shards.store.Store``."""
 
+    checks = True
+
     def __init__(self, url: str, settings: CacheSettings) -> None:
         """Raises UserError where nothing here can read such a URL."""
         self.name = url.partition("?")[0].rstrip("/")  # what follows may be a secret
@@ -94,7 +96,7 @@ class RemoteStore:
             self._cache.drop(file)  # rotten on our disk
         raise FormatError(self._cache.path(file), "what is written there comes back changed: the disk is failing")
 
-    def range(self, file: File, offset: int, length: int) -> bytes:
+    def range(self, file: File, offset: int, length: int, proven: bool = False) -> bytes:
         """See ``Store.range``."""
         now = time.monotonic()
         kept = self._open.get(file.sha256)

@@ -22,12 +22,14 @@ from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from shards.codec.inflate import crc32
 from shards.errors import naming
 from shards.index import encode_entry
 from shards.tar import TAR_END, IndexEntry
 
 _READ = 1 << 20
 CUT = "by content"  # the rule of `starts_shard`: a build only continues under the rule that it began with
+CHECKSUMS = "crc32"  # of each sample, in the index; likewise: no set may have it of some samples only
 _EIGHTHS = 8  # a shard that is half full ends after limit / 8 more bytes, in the mean
 
 
@@ -155,7 +157,7 @@ class ShardStream:
             empty = self._record(0, "", 0, "")
             self._files = _HashingFile(self._folder / empty.name), _HashingFile(self._folder / empty.index_name)
         tar, index = self._files
-        index.write(encode_entry(IndexEntry(key, tar.length, blocks.sizes)))
+        index.write(encode_entry(IndexEntry(key, tar.length, blocks.sizes, crc32(blocks.data))))
         tar.write(blocks.data)
         self._samples += 1
 

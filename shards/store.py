@@ -29,9 +29,11 @@ class Store(Protocol):
 
     Args:
         name: what people call it: a folder or a URL; the beginning of every path in messages.
+        checks: whether no damage may pass for data: then readers compare the checksums that they have.
     """
 
     name: str
+    checks: bool
 
     def small(self, path: str, most: int) -> bytes:
         """A whole file that nothing vouches for yet: the manifest; raises UserError (none there), FormatError."""
@@ -39,8 +41,12 @@ class Store(Protocol):
     def whole(self, file: File) -> bytes:
         """A whole file, checked against its sha256; raises FormatError."""
 
-    def range(self, file: File, offset: int, length: int) -> bytes:
-        """Bytes of a file from ``offset`` on, fewer where it ends before; raises FormatError."""
+    def range(self, file: File, offset: int, length: int, proven: bool = False) -> bytes:
+        """Bytes of a file from ``offset`` on, fewer where it ends before; raises FormatError.
+
+        Args:
+            proven: whoever asks has a checksum of just these bytes, so that the file need not be hashed for them.
+        """
 
     def local(self, file: File) -> Path:
         """The file on this machine; a remote one is fetched whole and checked; raises FormatError."""
@@ -61,7 +67,8 @@ def open_store(place: Place | Store, cache: CacheSettings | Place | None = None,
     Args:
         place: a folder, or a URL: http(s)://, or one that fsspec knows, such as s3:// and gs://.
         cache: settings or folder of the cache for URLs; None: as the environment says (``CacheSettings.of``).
-        check: hash each local file whole when a process first reads of it; remote ones are, on arrival, in any case.
+        check: let no damage of local files pass for data: samples with checksums of their own are compared with these,
+            any other file is hashed whole when a process first reads of it. Remote ones are, on arrival, in any case.
 
     Raises:
         UserError: a URL that cannot be read here.

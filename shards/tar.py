@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import msgspec
 
+from shards.codec.inflate import crc32
 from shards.errors import FormatError, SettingsError
-from shards.local import open_file
+from shards.local import REMEDY, open_file
 
 BLOCK = 512
 TAR_END = bytes(2 * BLOCK)
@@ -25,21 +26,24 @@ _MAGIC = b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2
 _FIXED_SUM = sum(_MODES + _TIME + _MAGIC + b" " * 7)  # a checksum counts itself as eight spaces; _MAGIC has one
 MAX_MEMBER = 1 << 31  # bytes; larger members are refused
 MEMBER_SUFFIXES = ("jpg", "png", "webp", "seg.png", "inst.png", "soft.npz", "json")
+_READ = 1 << 20
 _KEY = re.compile(r"[^\x00-\x1f\x7f./\\:*?\"<>|]+(/[^\x00-\x1f\x7f./\\:*?\"<>|]+)*")
 
 
-class IndexEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"sizes": "members"}):
+class IndexEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"sizes": "members", "crc": "crc32"}):
     """Where a sample lies in its shard.
 
     Args:
         key: the sample's key.
         offset: byte of its first header, a multiple of 512.
         sizes: suffix -> bytes of each member, in the order in which they lie; "members" in the index.
+        crc: CRC-32 of its blocks, headers and padding included; "crc32" in the index. None: nobody wrote it down.
     """
 
     key: str
     offset: Annotated[int, msgspec.Meta(ge=0, multiple_of=BLOCK)]
     sizes: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=MAX_MEMBER)]]
+    crc: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] | None = None
 
     @property
     def length(self) -> int:
@@ -92,37 +96,53 @@ def split_blocks(data: bytes, entry: IndexEntry, where: str | Path) -> dict[str,
     return members
 
 
+def check_blocks(data: bytes, entry: IndexEntry, where: str | Path) -> None:
+    """FormatError unless a sample's blocks have the checksum that the index gives, where it gives one."""
+    if entry.crc is not None and crc32(data) != entry.crc:
+        raise FormatError(where, f"checksum of the sample differs from the index: damaged; {REMEDY}", entry.key)
+
+
 def read_sample(path: Path, entry: IndexEntry) -> dict[str, bytes]:
     """Open one sample with one pread; raises FormatError."""
     return split_blocks(open_file(path).read(entry.offset, entry.length), entry, path)
 
 
-def scan(path: Path, name: str | None = None) -> Iterator[IndexEntry]:
+def scan(path: Path, name: str | None = None, sums: bool = False) -> Iterator[IndexEntry]:
     """Walk a shard's headers from the start, sample by sample; raises FormatError at anything we do not write.
 
     Args:
         path: the shard.
         name: what it is called in messages; None: its path.
+        sums: read everything, and say each sample's checksum.
     """
     where = name or str(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
-        offset, start, key, sizes = 0, 0, "", dict[str, int]()
+        offset, start, key, sizes, crc = 0, 0, "", dict[str, int](), 0
         while (header := file.read(BLOCK)) != bytes(BLOCK):
             member, length = _parse(header, where, offset)
             stem, _, suffix = member.partition(".")
             if key and (stem != key or suffix in sizes):
-                yield IndexEntry(key, start, sizes)
-                start, sizes = offset, {}
+                yield IndexEntry(key, start, sizes, crc if sums else None)
+                start, sizes, crc = offset, {}, 0
             key, sizes = stem, {**sizes, suffix: length}
             offset += BLOCK + padded(length)
             if offset > size:
                 raise FormatError(where, "ends within a member: truncated", member)
+            if sums:
+                crc = _sum_on(file, padded(length), crc32(header, crc))
             file.seek(offset)
         if key:
-            yield IndexEntry(key, start, sizes)
+            yield IndexEntry(key, start, sizes, crc if sums else None)
         if size != offset + len(TAR_END) or file.read() != bytes(BLOCK):
             raise FormatError(where, "does not end with two empty blocks: truncated or added to")
+
+
+def _sum_on(file: BinaryIO, length: int, crc: int) -> int:
+    """A checksum carried on over the next bytes of a file."""
+    while length > 0 and (data := file.read(min(_READ, length))):
+        crc, length = crc32(data, crc), length - len(data)
+    return crc
 
 
 def _header(name: str, size: int) -> bytes:

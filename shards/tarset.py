@@ -1,4 +1,7 @@
-"""Samples in tar shards: one pread each, by the sample index beside each shard."""
+"""Samples in tar shards: one pread each, by the sample index beside each shard.
+
+Where the index has a checksum of each sample, what is read is compared with it, and no shard is ever hashed whole.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,30 @@ import numpy.typing as npt
 
 from shards.errors import FormatError
 from shards.index import decode_entry, decode_index
+from shards.local import REMEDY
 from shards.manifest import File, ScaleSet
 from shards.recent import Recent
 from shards.store import Store
-from shards.tar import IndexEntry, split_blocks
+from shards.tar import TAR_END, IndexEntry, check_blocks, split_blocks
 
-INDEX_BYTES = 16 << 20  # of indexes used last, kept as they lie on disk
+INDEX_BYTES = 16 << 20  # of indexes read last, kept as they lie on disk
 
 
 class TarReader:
     """Access by number. An index is checked whole at first use; then four bytes a sample stay, at any number of them.
 
-    The text of the indexes used last is kept as well: reading is mostly local to a few shards.
+    So does the text of the indexes of a set that is not large; of others a sample's line is read when it is asked for.
     """
 
     def __init__(self, store: Store, part: ScaleSet) -> None:
         self._store, self.part = store, part
         self._ends = list(accumulate(s.samples for s in part.shards))
         self._lines: dict[int, array[int]] = {}  # of each checked index, where its lines begin, and its end
+        self._ended: set[int] = set()  # shards whose end has been looked at
         self._texts: Recent[bytes] = Recent(INDEX_BYTES)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lines": {}}
+        return {**self.__dict__, "_lines": {}, "_ended": set()}
 
     def keys(self) -> list[str]:
         """All keys, in order; raises FormatError."""
@@ -46,11 +51,20 @@ class TarReader:
         shard = bisect_right(self._ends, i)
         record = self.part.shards[shard]
         entry = self._entry(shard, i - self._ends[shard] + record.samples)
+        where = f"{self._store.name}/{record.path}"
+        if entry.offset + entry.length + len(TAR_END) > record.bytes:  # said before anything of that length is read
+            raise FormatError(where, f"is shorter than the index {record.index.path} says: another build's", entry.key)
+        proves = entry.crc is not None
         try:
-            data = self._store.range(record, entry.offset, entry.length)
+            data = self._store.range(record, entry.offset, entry.length, proves)
+            if proves and self._store.checks and shard not in self._ended:
+                self._check_end(shard, where)
         except FormatError as error:
             raise FormatError(error.path, error.reason, entry.key) from error
-        return split_blocks(data, entry, f"{self._store.name}/{record.path}")
+        members = split_blocks(data, entry, where)
+        if self._store.checks:
+            check_blocks(data, entry, where)
+        return members
 
     def where(self, i: int) -> str:
         """What messages call sample i: its shard and its key."""
@@ -91,8 +105,13 @@ class TarReader:
         if lines is None:
             return self.entries(shard)[number]
         record = self.part.shards[shard].index
-        text = self._texts.get(shard)
-        if text is None:
-            text = self._store.range(record, 0, lines[-1])
-            self._texts.put(shard, text, len(text))
-        return decode_entry(text[lines[number] : lines[number + 1]], f"{self._store.name}/{record.path}", number + 1)
+        start, end, text = lines[number], lines[number + 1], self._texts.get(shard)
+        line = self._store.range(record, start, end - start) if text is None else text[start:end]
+        return decode_entry(line, f"{self._store.name}/{record.path}", number + 1)
+
+    def _check_end(self, shard: int, where: str) -> None:
+        """FormatError unless a shard ends as one does: no sample's checksum covers that."""
+        record = self.part.shards[shard]
+        if self._store.range(record, record.bytes - len(TAR_END), len(TAR_END), proven=True) != TAR_END:
+            raise FormatError(where, f"does not end with two empty blocks: damaged; {REMEDY}")
+        self._ended.add(shard)

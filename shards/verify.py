@@ -74,16 +74,17 @@ def _verify_split(
 
 
 def _verify_index(dataset: ShardDataset, broken: set[str]) -> Iterator[str]:
-    """Every tar's headers must be what its index says."""
+    """Every tar's headers must be what its index says, and so must its samples where that has their checksums."""
     store = dataset.store
     reader = TarReader(store, dataset.manifest.splits[dataset.split].scales[dataset.scale])
     for number, shard in enumerate(reader.part.shards):
         if {shard.path, shard.index.path} & broken:
             continue
         try:
-            where = f"{store.name}/{shard.path}"
-            if list(scan(store.local(shard), where)) != reader.entries(number):
-                yield f"{where}: headers differ from the index {shard.index.path}"
+            where, entries = f"{store.name}/{shard.path}", reader.entries(number)
+            sums = any(entry.crc is not None for entry in entries)
+            if list(scan(store.local(shard), where, sums)) != entries:
+                yield f"{where}: headers or samples differ from the index {shard.index.path}"
         except FormatError as error:
             yield str(error)
 

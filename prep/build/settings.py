@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
-from shards.shardfile import CUT
+from shards.shardfile import CHECKSUMS, CUT
 
 Format = Literal["webdataset", "zarr"]
 FORMATS: tuple[Format, ...] = ("webdataset", "zarr")
@@ -93,7 +93,7 @@ class Settings:
 
 def library_versions() -> dict[str, str]:
     """Versions of all that turns pixels into bytes: an interrupted build only continues under the same ones."""
-    found = {"shard cut": CUT}
+    found = {"shard cut": CUT, "sample checksums": CHECKSUMS}
     for name in _LIBRARIES:
         try:
             found[name] = version(name)

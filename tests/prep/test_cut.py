@@ -129,13 +129,16 @@ def test_a_stream_that_is_resumed_anywhere_cuts_alike(samples: Samples, data: st
         assert [record.samples for record in stream.take_closed()] == [len(run) for run in cut(samples)]
 
 
-def test_a_build_that_began_under_the_older_rule_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its shards so far end where their bytes ran out; going on would mix two rules in one set."""
+@pytest.mark.parametrize(("rule", "says"), [("shard cut", "by content"), ("sample checksums", "crc32")])
+def test_a_build_that_began_under_an_older_rule_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, says: str
+) -> None:
+    """Its shards so far end where their bytes ran out, or say less: going on would mix two rules in one set."""
     root, out = fake_camvid(tmp_path / "cv", {"val": 9}), tmp_path / "out"
     create = Journal.create
 
     def older(path: Path, head: dict[str, dict[str, object]]) -> Journal:
-        libraries = {name: value for name, value in head["libraries"].items() if name != "shard cut"}
+        libraries = {name: value for name, value in head["libraries"].items() if name != rule}
         return create(path, head | {"libraries": libraries})
 
     def stop(*_: object) -> None:
@@ -147,7 +150,7 @@ def test_a_build_that_began_under_the_older_rule_is_refused(tmp_path: Path, monk
         with pytest.raises(KeyboardInterrupt):
             run_build("camvid", root, out)
     before = tree(out)
-    with pytest.raises(SettingsError, match=r"an unfinished build .* differs in shard cut none -> by content.*--fresh"):
+    with pytest.raises(SettingsError, match=rf"an unfinished build .* differs in {rule} none -> {says}.*--fresh"):
         run_build("camvid", root, out)
     assert tree(out) == before
     run_build("camvid", root, out, fresh=True)

@@ -87,6 +87,18 @@ def test_a_set_that_does_not_say_its_libraries_is_refused(raw: Raw, tmp_path: Pa
         build(raw, tmp_path / "out", update=True)
 
 
+def test_a_set_without_checksums_of_samples_must_be_built_once_more(raw: Raw, tmp_path: Path) -> None:
+    """What is kept of it would have none, and a build from scratch has them everywhere."""
+    path = tmp_path / "out" / "stats.json"
+    build(raw, tmp_path / "out")
+    found = json.loads(path.read_bytes())
+    assert found["libraries"].pop("sample checksums") == "crc32"
+    path.write_text(json.dumps(found))
+    with pytest.raises(SettingsError, match=r"which differ in sample checksums none -> crc32.*--fresh"):
+        build(raw, tmp_path / "out", update=True)
+    assert all("crc32" in line for line in min((tmp_path / "out").rglob("*.index.jsonl")).read_text().splitlines())
+
+
 def test_a_set_of_an_older_release_must_be_built_once_more(raw: Raw, tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(raw, out)

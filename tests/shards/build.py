@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,17 @@ def members(i: int, scale: str, split: str, key: str) -> dict[str, bytes]:
     return out
 
 
-def build(folder: Path, format: str = "webdataset", samples: int = 5, per_shard: int = 2) -> Manifest:
-    """Publish a shard set of splits train and test (unlabelled) in ``folder``; returns its manifest."""
+def build(
+    folder: Path, format: str = "webdataset", samples: int = 5, per_shard: int = 2, sums: bool = True
+) -> Manifest:
+    """Publish a shard set of splits train and test (unlabelled) in ``folder``; returns its manifest.
+
+    Args:
+        sums: whether indexes hold the checksums of samples; those of old sets do not.
+    """
     splits = {}
     for split in ("train", "test"):
-        scales = {s: _scale_set(folder, split, s, format, samples, per_shard) for s in SCALES}
+        scales = {s: _scale_set(folder, split, s, format, samples, per_shard, sums) for s in SCALES}
         splits[split] = Split(samples=samples, labelled=split != "test", scales=scales)
     facts = {"dataset": "tiny", "title": "Tiny", "source": "made by a test", "terms": "none", "void": 65535}
     draft = Manifest.model_validate(
@@ -65,18 +72,15 @@ def build(folder: Path, format: str = "webdataset", samples: int = 5, per_shard:
     return publish(draft.model_copy(update={"files": [file_of(folder, folder / "README.md")]}), folder)
 
 
-def _scale_set(folder: Path, split: str, scale: str, format: str, samples: int, per_shard: int) -> ScaleSet:
+def _scale_set(folder: Path, split: str, scale: str, format: str, samples: int, per_shard: int, sums: bool) -> ScaleSet:
     """Write one split at one scale."""
     name = Scale.parse(scale).folder
     target = folder / split / name
     target.mkdir(parents=True)
     tars = []
     for number, first in enumerate(range(0, samples, per_shard)):
-        tars.append(
-            _write_tar(
-                target / f"{split}-{name}-{number:05d}.tar", split, scale, range(first, min(first + per_shard, samples))
-            )
-        )
+        path = target / f"{split}-{name}-{number:05d}.tar"
+        tars.append(_write_tar(path, split, scale, range(first, min(first + per_shard, samples)), sums))
     groups = [len(entries) for _, entries in tars]
     if format == "webdataset":
         return ScaleSet(groups=groups, shards=[_shard(folder, path, entries) for path, entries in tars])
@@ -88,13 +92,14 @@ def _scale_set(folder: Path, split: str, scale: str, format: str, samples: int, 
     return ScaleSet(groups=groups, store=str(store.relative_to(folder)), files=files)
 
 
-def _write_tar(path: Path, split: str, scale: str, numbers: range) -> tuple[Path, list[IndexEntry]]:
+def _write_tar(path: Path, split: str, scale: str, numbers: range, sums: bool) -> tuple[Path, list[IndexEntry]]:
     data, entries = b"", []
     for i in numbers:
         key = f"city/{split}_{i:03d}"
         part = members(i, scale, split, key)
-        entries.append(IndexEntry(key, len(data), {suffix: len(content) for suffix, content in part.items()}))
-        data += sample_blocks(key, part)
+        blocks, sizes = sample_blocks(key, part), {suffix: len(content) for suffix, content in part.items()}
+        entries.append(IndexEntry(key, len(data), sizes, zlib.crc32(blocks) if sums else None))
+        data += blocks
     path.write_bytes(data + TAR_END)
     return path, entries
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from shards.classes import ClassTable
 from shards.codec.sample import Part, Sample, decode_sample, weak_labels
-from shards.errors import FormatError, UserError
+from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
 from shards.store import Place, Store, open_store
@@ -107,6 +107,12 @@ class ShardDataset:
         """suffix -> stored bytes of sample i."""
         return self._reader.members(i)
 
+    @property
+    def stored(self) -> int:
+        """Bytes of its files."""
+        part = self.manifest.splits[self.split].scales[self.scale]
+        return sum(file.bytes for file in part.files) + sum(shard.bytes + shard.index.bytes for shard in part.shards)
+
     def ahead(self, indices: Indices) -> None:
         """These samples will be read next, in this order: their files are fetched in the background, where that pays.
 
@@ -117,6 +123,27 @@ class ShardDataset:
     def files(self, indices: Indices) -> Iterator[tuple[int, File]]:
         """The files of these samples, each once, with the place in `indices` that needs it first; raises nothing."""
         return self._reader.files(indices)
+
+
+def check_room(datasets: Sequence[ShardDataset], run: int | None, remedy: str) -> None:
+    """SettingsError where sets at URLs are larger than their cache and read in runs of samples from all over them.
+
+    Args:
+        datasets: all that are read side by side.
+        run: as in `epoch_order`.
+        remedy: how a person asks for whole shards.
+    """
+    sizes = [(dataset.stored, room) for dataset in datasets if (room := dataset.store.room) is not None]
+    total = sum(stored for stored, _ in sizes)
+    if run is None or not sizes or total <= min(room for _, room in sizes):
+        return
+    names = ", ".join(dict.fromkeys(dataset.folder for dataset in datasets if dataset.store.room is not None))
+    most = min(room for _, room in sizes)
+    raise SettingsError(
+        f"{names}: {total / 1e9:.3g} GB found, to be read in runs of {run} samples from anywhere, and a cache of "
+        f"{most / 1e9:.3g} GB; expected all to fit, since each shard would be fetched again and again: give {remedy} "
+        f"to read shard by shard, or a larger cache, such as SEGSHARDS_CACHE_GB={total * 1.1 / 1e9:.3g}"
+    )
 
 
 def announce(datasets: Sequence[ShardDataset], indices: Indices) -> None:

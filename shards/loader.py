@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.ahead import MapAhead
-from shards.dataset import Sample, ShardDataset
+from shards.dataset import Sample, ShardDataset, check_room
 from shards.errors import SettingsError, UserError
 from shards.order import RUN, WINDOW, epoch_order
 
@@ -51,7 +51,7 @@ class Loader(Generic[Out]):
         start: what `state` gave, of this or another process.
 
     Raises:
-        SettingsError: an argument out of its range.
+        SettingsError: an argument out of its range, or a set at a URL that is larger than its cache, in runs.
         UserError: the state belongs to other data, another seed or another order, or is no state.
     """
 
@@ -72,6 +72,8 @@ class Loader(Generic[Out]):
         start: Mapping[str, Any] | None = None,
     ) -> None:
         _check(batch=batch, seed=seed, threads=threads, ahead=ahead, rank=rank, ranks=ranks, window=window, run=run)
+        if shuffle:
+            check_room([dataset], run, "run=None, window=4")
         self.dataset, self.batch, self.seed, self.rank, self.ranks = dataset, batch, seed, rank, ranks
         self.shuffle, self.window, self.run, self.transform = shuffle, window, run, transform
         self.threads = cores() if threads is None else threads

@@ -130,6 +130,11 @@ class LocalStore:
     def __reduce__(self) -> tuple[type[LocalStore], tuple[Path, bool]]:
         return type(self), (self.folder, self.checks)
 
+    @property
+    def room(self) -> None:
+        """See ``Store.room``."""
+        return
+
     def small(self, path: str, most: int) -> bytes:
         """See ``Store.small``."""
         place = self.folder / path

@@ -65,6 +65,14 @@ class RemoteStore:
     def __reduce__(self) -> tuple[type[RemoteStore], tuple[str, CacheSettings]]:
         return type(self), (self._url, self._settings)
 
+    @property
+    def room(self) -> int | None:
+        """See ``Store.room``; None, too, where the cache cannot be used: whoever reads a file hears of it."""
+        try:
+            return self._cache.most
+        except OSError:
+            return None
+
     def small(self, path: str, most: int) -> bytes:
         """See ``Store.small``."""
         where = f"{self.name}/{path}"

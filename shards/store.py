@@ -35,6 +35,10 @@ class Store(Protocol):
     name: str
     checks: bool
 
+    @property
+    def room(self) -> int | None:
+        """Bytes that this machine keeps at once of a remote set, together with others; None: all of it is here."""
+
     def small(self, path: str, most: int) -> bytes:
         """A whole file that nothing vouches for yet: the manifest; raises UserError (none there), FormatError."""
 

@@ -21,7 +21,7 @@ import shards
 from shards.classes import ClassTable
 from shards.codec import decode_hard, decode_meta
 from shards.codec.scaled import FACTORS, decode_image_scaled
-from shards.dataset import announce
+from shards.dataset import announce, check_room
 from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest, load_manifest
 from shards.order import RUN, WINDOW, epoch_order
@@ -35,6 +35,7 @@ Labels = Literal["pixel", "image"]
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
 Size = tuple[int, int]  # height, width
+WHOLE_SHARDS = "--set data.run=none --set data.window=4"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Sources:
         """Where each source's samples start, and after the last one the number of all."""
         lengths = [manifest.splits[self.split].samples for manifest in self.manifests]
         return [sum(lengths[:place]) for place in range(len(lengths) + 1)]
+
+    @property
+    def datasets(self) -> list[shards.ShardDataset]:
+        """All that is open, of each source at each scale."""
+        return [dataset for opened in self.sets for dataset in opened.values()]
 
     @cached_property
     def classes(self) -> ClassTable:
@@ -267,7 +273,7 @@ def open_all(words: Sequence[str], recipe: Recipe) -> Sources | MixedSources:
     """Open what `--shards` names: DIR, or NAME=DIR for a recipe with a mixture.
 
     Raises:
-        UserError: as `open_sources`, `named_paths` and `unite`.
+        UserError, SettingsError: as `open_sources`, `named_paths` and `unite`.
         FormatError: a manifest is broken.
     """
     if not words:
@@ -283,6 +289,7 @@ def open_all(words: Sequence[str], recipe: Recipe) -> Sources | MixedSources:
         Given(str(opened.paths[0]), opened.classes, source.labels == "pixel", source.known)
         for source, opened in zip(recipe.mixture.sources, each, strict=True)
     ]
+    check_room([dataset for opened in each for dataset in opened.datasets], recipe.data.run, WHOLE_SHARDS)
     return MixedSources(tuple(paths), each, tuple(source.labels for source in recipe.mixture.sources), unite(given))
 
 
@@ -292,6 +299,7 @@ def open_sources(paths: Sequence[Place], recipe: Recipe, labels: Labels = "pixel
     Raises:
         UserError: no shard set, no such split, no labels, a scale that is not stored, class tables that differ, or
             no sample at all.
+        SettingsError: sets at URLs that are larger than their cache, in runs of samples from all over them.
         FormatError: a manifest is broken.
     """
     if not paths:
@@ -313,6 +321,7 @@ def open_sources(paths: Sequence[Place], recipe: Recipe, labels: Labels = "pixel
     sources = Sources(tuple(paths), manifests, sets, split)
     if not len(sources):
         raise UserError(f"split {split} of {', '.join(map(str, paths))} holds no sample; expected one at least")
+    check_room(sources.datasets, recipe.data.run, WHOLE_SHARDS)
     if labels == "image":
         _check_tags(sources)
     return sources

@@ -11,12 +11,10 @@ from typing import Any
 from prep.build.counts import Counts
 from prep.build.encode import BadSample
 from prep.build.journal import read_journal
-from prep.build.outdir import READY
+from prep.build.outdir import MOVED, READY
 from prep.build.plan import Chunk
 from prep.build.sources import SOURCES, SourcesRecord, building_name
 from shards.shardfile import ShardRecord, hash_prefix
-
-Pairs = tuple[tuple[int, tuple[Path, ...]], ...]  # bytes, and the paths of which one must have them
 
 
 @dataclass
@@ -89,9 +87,11 @@ def last_consistent(journal: Path, folder: Path, published: Path) -> tuple[Build
     Args:
         journal: the journal file, with a whole head.
         folder: where the partial shards lie.
-        published: the output folder, where a build that was killed while it published has moved some.
+        published: the output folder, where a build that was killed while it published has moved some. What lies there
+            while a set is updated is the old set's, and bears out nothing but what is kept of it.
     """
     lines = read_journal(journal)
+    files = _Files(folder, published, "update" in lines[0][0] and not (folder / MOVED).exists())
     for count in range(len(lines), 1, -1):
         state = BuildState()
         try:
@@ -99,44 +99,57 @@ def last_consistent(journal: Path, folder: Path, published: Path) -> tuple[Build
                 state.add(line)
         except (KeyError, TypeError, ValueError, AttributeError):  # JSON, but not a line of ours
             continue
-        if _holds(state, folder, published):
+        if files.bear_out(state):
             return state, lines[count - 1][1]
     return BuildState(), lines[0][1]
 
 
-def _holds(state: BuildState, folder: Path, published: Path) -> bool:
-    return (
-        all(_closed_holds(record, folder, published) for record in state.closed)
-        and all(
-            _prefix_is(folder / record.name, record.bytes, record.sha256)
-            and _prefix_is(folder / record.index_name, record.index_bytes, record.index_sha256)
-            for record in state.open.values()
-            if record.kept is None
-        )
-        and all(
-            any(
-                _prefix_is(path, record.bytes, record.sha256)
-                for path in (folder / building_name(split), published / split / SOURCES)
-            )
-            for split, record in state.sources.items()
-        )
-    )
+@dataclass(frozen=True)
+class _Files:
+    """What lies on disk of a build.
 
-
-def _closed_holds(record: ShardRecord, folder: Path, published: Path) -> bool:
-    """Closed shards were synced before their journal line was written, so their size vouches for them.
-
-    Those that are kept lie where the set before has them, or are on their way to their new names.
+    Attributes:
+        folder, published: see `last_consistent`.
+        old: whether what is published is still the set before.
     """
-    place = published / record.stream
-    if record.kept is None:
-        pairs: Pairs = ((record.bytes, (folder / record.name, place / record.name)),)
-        pairs += ((record.index_bytes, (folder / record.index_name, place / record.index_name)),)
-    else:
-        old, ready = replace(record, shard=record.kept), folder / READY
-        pairs = ((record.bytes, (place / old.name, ready / record.name, place / record.name)),)
-        pairs += ((record.index_bytes, (place / old.index_name, ready / record.index_name, place / record.index_name)),)
-    return all(size == 0 or size in map(_size, paths) for size, paths in pairs)
+
+    folder: Path
+    published: Path
+    old: bool
+
+    def bear_out(self, state: BuildState) -> bool:
+        """Whether everything is there that a state says is written."""
+        return (
+            all(self._has_closed(record) for record in state.closed)
+            and all(
+                _prefix_is(self.folder / record.name, record.bytes, record.sha256)
+                and _prefix_is(self.folder / record.index_name, record.index_bytes, record.index_sha256)
+                for record in state.open.values()
+                if record.kept is None
+            )
+            and all(
+                any(_prefix_is(path, record.bytes, record.sha256) for path in self._sources(split))
+                for split, record in state.sources.items()
+            )
+        )
+
+    def _sources(self, split: str) -> list[Path]:
+        """Where a split's list of source samples may be."""
+        return [self.folder / building_name(split)] + ([] if self.old else [self.published / split / SOURCES])
+
+    def _has_closed(self, record: ShardRecord) -> bool:
+        """Closed shards were synced before their journal line was written, so their size vouches for them."""
+        sizes = {record.name: record.bytes, record.index_name: record.index_bytes}
+        return all(size == 0 or size in map(_size, self._places(record, name)) for name, size in sizes.items())
+
+    def _places(self, record: ShardRecord, name: str) -> list[Path]:
+        """Where a file of a closed shard may be: those that are kept are where the set before has them, or moved."""
+        place = self.published / record.stream
+        moved = [] if self.old else [place / name]
+        if record.kept is None:
+            return [self.folder / name, *moved]
+        old = replace(record, shard=record.kept)
+        return [place / (old.name if name == record.name else old.index_name), self.folder / READY / name, *moved]
 
 
 def _prefix_is(path: Path, length: int, sha256: str) -> bool:

@@ -24,6 +24,7 @@ from shards.manifest import load_manifest
 from shards.verify import check_file
 from tests.prep.builds import SegPrep, run_build, tree
 from tests.prep.raw_edits import Raw
+from tests.prep.test_resume import spoil
 
 OPTIONS: dict[str, Any] = {"scales": "1/2", "shard_size": 8_000}
 STRIDES = {"webdataset": 9, "zarr": 45}  # a third of the steps, and a fifteenth; all were tried once
@@ -180,6 +181,41 @@ def test_an_update_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     assert outcome.changes["train"].added == 1
     run_build("camvid", raw.root, tmp_path / "scratch", **OPTIONS)
     assert tree(tmp_path / "out") == tree(tmp_path / "scratch")
+
+
+LOST = [("train-sources.jsonl", damage) for damage in ("shorter", "longer", "other bytes", "gone", "empty")]
+
+
+@pytest.mark.parametrize(("name", "damage"), [*LOST, ("train-1-2-00000.tar", "gone")])
+def test_the_old_set_is_no_proof_of_what_an_update_has_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
+) -> None:
+    """Up to the kill the old list of sources is the new one, byte for byte, and yet it is not the update's own."""
+    raw = Raw(tmp_path / "raw").fill({"train": 26})
+    options = {**OPTIONS, "shard_size": 4_000}
+    run_build("camvid", raw.root, tmp_path / "out", **options)
+    if name.endswith(".tar"):  # a first shard that is as long as the old one, and is not it
+        raw.splits["train"] = {f"g{stem}": pair for stem, pair in raw.splits["train"].items()}
+    else:
+        raw.splits["train"]["f0999"] = raw.new()
+    raw.write()
+    with monkeypatch.context() as patch:
+        append, kept = Journal.append, iter(range(99))
+        patch.setattr(Journal, "append", lambda self, line: killed_after(append(self, line), next(kept) == 2))
+        with pytest.raises(Killed):
+            run_build("camvid", raw.root, tmp_path / "out", update=True, **options)
+    assert (tmp_path / "out" / "train" / "sources.jsonl").exists()
+    spoil(tmp_path / "out" / ".build" / name, damage)
+    outcome = run_build("camvid", raw.root, tmp_path / "out", update=True, **options)
+    assert (outcome.resumed == 2) == (damage == "longer")
+    run_build("camvid", raw.root, tmp_path / "scratch", **options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "scratch")
+
+
+def killed_after(_: None, now: bool) -> None:
+    """The end of the process."""
+    if now:
+        raise Killed
 
 
 def test_an_update_that_finds_another_source_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,25 @@ def test_partial_files_that_do_not_fit_the_journal_are_cut_back(
     assert tree(tmp_path / "out") == whole
 
 
+@pytest.mark.parametrize("damage", ["shorter", "longer", "other bytes", "gone", "empty"])
+def test_a_list_of_sources_that_does_not_fit_the_journal_is_cut_back(
+    root: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    spoil(interrupted(root, tmp_path / "out", monkeypatch, lines=4) / "train-sources.jsonl", damage)
+    run_build("camvid", root, tmp_path / "out", **OPTIONS)
+    assert tree(tmp_path / "out") == whole
+
+
+def spoil(path: Path, damage: str) -> None:
+    """What a power cut may leave of a file that was not yet on disk."""
+    data = path.read_bytes()
+    flipped = bytes([data[0] ^ 1]) + data[1:]
+    path.unlink()
+    contents = {"shorter": data[: len(data) // 2], "longer": data + b"x" * 999, "other bytes": flipped, "empty": b""}
+    if damage in contents:
+        path.write_bytes(contents[damage])
+
+
 def test_random_kills_again_and_again(
     root: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

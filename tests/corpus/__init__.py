@@ -9,7 +9,7 @@ Shard sets are made by the real writer from tiny fakes; every damage is a functi
 bases       the sound sets: tar shards with JPEG, PNG and WebP images, a Zarr set, another build of the same keys
 case        a case: its name, its class of fault, what it does to a copy of a base
 forge       tar, index and manifest as a liar writes them: raw headers, rewritten members, seals made anew
-flips cuts tars members bombs manifests places stores     the cases, by what is damaged
+flips cuts tars members bombs manifests places stores sums     the cases, by what is damaged
 judge       our reader's and verify's verdict     peer    webdataset's
 guarded     a child process with capped memory and time, in which cases are judged
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.corpus import bombs, cuts, flips, manifests, members, places, stores, tars
+from tests.corpus import bombs, cuts, flips, manifests, members, places, stores, sums, tars
 from tests.corpus.bases import Bases
 from tests.corpus.case import Case
 
@@ -12,7 +12,7 @@ from tests.corpus.case import Case
 def corpus(bases: Bases) -> Iterator[Case]:
     """Every case; names are unique."""
     names = set()
-    for room in (flips, cuts, tars, members, bombs, manifests, stores, places):
+    for room in (flips, cuts, tars, members, bombs, manifests, stores, places, sums):
         for case in room.cases(bases):
             if case.name in names:
                 raise AssertionError(f"two cases are called {case.name}")

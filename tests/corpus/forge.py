@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,8 +134,10 @@ def write_sealed(folder: Path, tar: str, parts: Sequence[Part]) -> None:
     for part in parts:
         if not rows or rows[-1]["key"] != part.key or part.suffix in rows[-1]["members"]:
             rows.append({"key": part.key, "offset": at, "members": {}})
+        block = part.block()
         rows[-1]["members"][part.suffix] = len(part.data)
-        at += len(part.block())
+        rows[-1]["crc32"] = zlib.crc32(block, rows[-1].get("crc32", 0))
+        at += len(block)
     text = "".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) + "\n" for row in rows)
     put(folder / tar.replace(".tar", ".index.jsonl"), text.encode())
     reseal(folder, {tar: len(rows)})

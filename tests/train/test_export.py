@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,22 @@ def images_of(batch: int, height: int, width: int) -> torch.Tensor:
     return torch.randint(256, (batch, 3, height, width), generator=draw, dtype=torch.uint8)
 
 
-def ran(path: Path, images: torch.Tensor) -> torch.Tensor:
-    """The file's output, by the runtime's own ways."""
+Answers = Callable[[torch.Tensor], torch.Tensor]
+
+
+def opened(path: Path) -> tuple[Answers, torch.export.ExportedProgram | None]:
+    """What answers images, by the runtime's own ways, and the program of a .pt2 file, whose loading takes seconds."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (name,) = [given.name for given in session.get_inputs()]
-        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
-    return program_of(path).module()(images)
+        return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0]), None
+    program = program_of(path)
+    return program.module(), program
+
+
+def ran(path: Path, images: torch.Tensor) -> torch.Tensor:
+    """The file's output."""
+    return opened(path)[0](images)
 
 
 def program_of(path: Path, **options: Any) -> torch.export.ExportedProgram:
@@ -154,19 +164,21 @@ def test_any_batch_and_size_gives_the_networks_output(call: Call, tmp_path: Path
     code, said, err = call("seg-export", "--run", run.folder, "--out", out)
     assert (code, err) == (0, "")
     assert "largest difference" in said
+    answers, program = opened(out)
     for size in SIZES:
         images = images_of(*size)
-        logits, found = expected(run, images), ran(out, images)
+        logits, found = expected(run, images), answers(images)
         assert found.dtype == torch.float32
         assert found.shape == (size[0], 4, *size[1:])
         assert (found - logits).abs().max() <= 1e-3 * logits.abs().max(), size
         assert logits.std() > 1e-3 * logits.abs().max()
     if name == "ladder-resnet":
-        nothing_of_training_is_in(program_of(out))
+        nothing_of_training_is_in(program)
 
 
-def nothing_of_training_is_in(program: torch.export.ExportedProgram) -> None:
+def nothing_of_training_is_in(program: torch.export.ExportedProgram | None) -> None:
     """No segment that backward recomputes, no auxiliary heads."""
+    assert program is not None
     assert not [node for node in program.graph.nodes if "checkpoint" in str(node.target)]
     assert any("decoder.head" in name for name in program.state_dict)
     assert not [name for name in program.state_dict if "step_heads" in name or "pool_heads" in name]
@@ -352,7 +364,12 @@ def test_a_missing_package_is_named_with_its_extra(
     code, _, err = call("seg-export", "--run", run.folder, "--out", tmp_path / "m.onnx")
     assert (code, err.count("\n")) == (2, 1)
     assert f"package {package} is not installed: pip install 'segshards[export]'" in err
-    assert call("seg-export", "--run", run.folder, "--out", tmp_path / "m.pt2")[0] == 0  # needs none of them
+
+
+def test_a_program_needs_none_of_them(call: Call, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert call("seg-export", "--run", run.folder, "--out", tmp_path / "m.pt2")[0] == 0
 
 
 def test_a_network_that_no_tracer_follows(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

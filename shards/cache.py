@@ -199,7 +199,9 @@ class Cache:
                 raise
             with self._locked(self.folder / "lock"):  # a listing may miss what is renamed meanwhile
                 path.rename(self.path(file))  # not synced: after a power cut the part may be back, whole
-            return OpenFile(self.path(file), os.dup(fd))
+            found = OpenFile(self.path(file), os.dup(fd))
+            found.proven = True
+            return found
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[int | None]:

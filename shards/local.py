@@ -82,18 +82,19 @@ def wrong_size(found: int, expected: int) -> str:
 
 
 class Proofs:
-    """The files that this process has hashed: by device, inode, size and time of change, and what was expected."""
+    """The files that this process has hashed: by device, inode, size and time of change, and what was expected, or by
+    a key of the caller's."""
 
     def __init__(self) -> None:
         self._known: Recent[bool] = Recent(1 << 16)
         self._locks: dict[Hashable, threading.Lock] = {}
         self._process = os.getpid()
 
-    def hold(self, file: OpenFile, sha256: str) -> bool:
+    def hold(self, file: OpenFile, sha256: str, key: Hashable = None) -> bool:
         """Whether a file's content is as expected. Threads that ask about the same file wait for the one that hashes
         it; those that ask about others do not. Raises FormatError where it cannot be read."""
         state = os.fstat(file.fd)
-        key = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, sha256
+        key = key or (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, sha256)
         with LOCK:
             if self._process != os.getpid():  # forked: a thread that is not here may have held one of them
                 self._process, self._locks = os.getpid(), {}
@@ -105,6 +106,14 @@ class Proofs:
                 self._known.put(key, known)
         self._locks.pop(key, None)
         return known
+
+    def note(self, key: Hashable) -> None:
+        """The file of this key is as expected: whoever wrote it says so."""
+        self._known.put(key, True)
+
+    def forget(self, key: Hashable) -> None:
+        """The file of this key is another one now."""
+        self._known.drop(key)
 
 
 PROOFS = Proofs()
@@ -185,6 +194,10 @@ class LocalStore:
             return None if opened.sha256() == file.sha256 else f"{opened.path}: {DAMAGED}"
         except FormatError as error:
             return str(error)
+
+    def mend(self, file: File) -> bool:
+        """See ``Store.mend``: it is no copy."""
+        return False
 
     def ahead(self, files: Iterable[File]) -> None:
         """See ``Store.ahead``: the system is told, as far as files stay open."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from shards.cache import Cache, CacheSettings, Part
 from shards.errors import FormatError, SegshardsError, UserError
 from shards.fetch import ChangedError, FaultError, MissingError, RefusedError, Source, Stream, source_at
-from shards.local import OpenFile
+from shards.local import PROOFS, OpenFile
 from shards.recent import LOCK, Recent
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ SLOWEST = 1024  # bytes a second; what is slower counts as stalled
 FIRST_RETRIES = 2  # at most, for the manifest: a wrong address should show soon
 FURTHER = 1 << 16  # bytes that make a connection worth it, though it failed
 USED = 60.0  # seconds between notes that a file is in use
+ROTTEN = "what is written there comes back changed: the disk is failing"
 CHANGED = "the remote file has changed under the same name, or its copy there is damaged: publish the whole set again"
 
 
@@ -102,14 +103,14 @@ class RemoteStore:
             if hashlib.sha256(data).hexdigest() == file.sha256:
                 return data
             self._cache.drop(file)  # rotten on our disk
-        raise FormatError(self._cache.path(file), "what is written there comes back changed: the disk is failing")
+        raise FormatError(self._cache.path(file), ROTTEN)
 
     def range(self, file: File, offset: int, length: int, proven: bool = False) -> bytes:
         """See ``Store.range``."""
         now = time.monotonic()
         kept = self._open.get(file.sha256)
-        if kept is None:
-            kept = _InUse(self._opened(file), now)
+        if kept is None or not (proven or kept.file.proven):
+            kept = _InUse(self._opened(file) if proven else self._proved(file), now)
             self._open.put(file.sha256, kept)
         elif now - kept.noted > USED:
             kept.noted = now
@@ -126,12 +127,38 @@ class RemoteStore:
         """See ``Store.check``; a copy that is damaged here is fetched again."""
         try:
             if self._opened(file).sha256() != file.sha256:
-                self._cache.drop(file)
-                self._open.drop(file.sha256)
-                self._opened(file)
+                self._renewed(file)
         except SegshardsError as error:
             return str(error)
         return None
+
+    def mend(self, file: File) -> bool:
+        """See ``Store.mend``."""
+        kept = self._open.get(file.sha256)
+        opened = self._cache.find(file) if kept is None else kept.file
+        if opened is None or opened.sha256() == file.sha256:
+            return False
+        self._open.drop(file.sha256)
+        PROOFS.forget(self._cache.path(file))
+        self._proved(file)  # another one may have fetched it again by now
+        return True
+
+    def _proved(self, file: File) -> OpenFile:
+        """A file whose content is what the manifest says: hashed on arrival, or by this process, once."""
+        opened, key = self._opened(file), self._cache.path(file)
+        if not PROOFS.hold(opened, file.sha256, key):
+            opened = self._renewed(file)
+            if opened.sha256() != file.sha256:  # read back, this time
+                raise FormatError(key, ROTTEN)
+        opened.proven = True
+        return opened
+
+    def _renewed(self, file: File) -> OpenFile:
+        """Fetch a file again whose copy is rotten."""
+        self._cache.drop(file)
+        self._open.drop(file.sha256)
+        PROOFS.forget(self._cache.path(file))
+        return self._opened(file)
 
     def ahead(self, files: Iterable[File]) -> None:
         """See ``Store.ahead``: as many as fill half of the cache, by threads of their own."""
@@ -147,7 +174,10 @@ class RemoteStore:
                 threading.Thread(target=_fetch_ahead, args=(weakref.ref(self),), daemon=True, name="fetch").start()
 
     def _opened(self, file: File) -> OpenFile:
-        return self._cache.open(file, lambda part: self._fetch(file, part))
+        opened = self._cache.open(file, lambda part: self._fetch(file, part))
+        if opened.proven:
+            PROOFS.note(self._cache.path(file))
+        return opened
 
     def _fetch(self, file: File, part: Part) -> None:
         """Bring a part to be the file. What has come is kept where a connection fails, and not where content differs.

@@ -58,6 +58,10 @@ class Store(Protocol):
     def check(self, file: File) -> str | None:
         """None if the file's bytes are what the manifest says, else the problem."""
 
+    def mend(self, file: File) -> bool:
+        """After an error: whether this machine's copy was damaged and has been fetched anew, so that reading again
+        helps; raises FormatError, UserError."""
+
     def ahead(self, files: Iterable[File]) -> None:
         """These will be read next, in this order: begin to fetch them. Returns at once and raises nothing.
 

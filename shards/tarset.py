@@ -48,6 +48,16 @@ class TarReader:
 
     def members(self, i: int) -> dict[str, bytes]:
         """suffix -> bytes of sample i; raises FormatError."""
+        try:
+            return self._members(i)
+        except FormatError:
+            record = self.part.shards[bisect_right(self._ends, i)]
+            mended = [self._store.mend(file) for file in (record.index, record)]
+            if not any(mended):
+                raise
+            return self._members(i)
+
+    def _members(self, i: int) -> dict[str, bytes]:
         shard = bisect_right(self._ends, i)
         record = self.part.shards[shard]
         entry = self._entry(shard, i - self._ends[shard] + record.samples)

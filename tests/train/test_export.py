@@ -161,9 +161,10 @@ def test_any_batch_and_size_gives_the_networks_output(call: Call, tmp_path: Path
     loss = {"distance": "plain", "learn_tau": True} if name == "embedding-inside" else {}
     run = random_run(tmp_path / "run", MODELS[name], **loss)
     out = tmp_path / f"model.{suffix}"
-    code, said, err = call("seg-export", "--run", run.folder, "--out", out)
+    once = name == "ladder-resnet"  # its program takes seconds to load: here alone, and not by seg-export's check too
+    code, said, err = call("seg-export", "--run", run.folder, "--out", out, *(["--no-check"] if once else []))
     assert (code, err) == (0, "")
-    assert "largest difference" in said
+    assert ("not checked" if once else "largest difference") in said
     answers, program = opened(out)
     for size in SIZES:
         images = images_of(*size)

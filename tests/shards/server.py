@@ -12,13 +12,15 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Trouble:
-    """What is wrong with an answer: a status, a body cut or stalled after so many bytes, or its pieces sent slowly."""
+    """What is wrong with an answer: a status, a body cut or stalled after so many bytes, its pieces sent slowly, or
+    (endless) all of it in chunks, without the last one that ends them."""
 
     status: int = 200
     cut: int | None = None
     stall: int | None = None
     trickle: float = 0.0
     wrong_range: bool = False
+    endless: bool = False
 
 
 @dataclass
@@ -111,7 +113,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if ranged:
             self.send_header("Content-Range", f"bytes {start + trouble.wrong_range}-{len(data) - 1}/{len(data)}")
         body = data[start:]
-        if served.length:
+        if trouble.endless:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%s\r\n" % (len(body), body)
+        elif served.length:
             self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()

@@ -197,6 +197,30 @@ def test_a_cut_connection_is_taken_up_where_it_ended(server, quick, ranges, leng
     assert server.sent(TAR) == (size if ranges else size + 3000)
 
 
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_connection_lost_after_the_last_byte(server, quick, tar_set, cut, changed):
+    """All is there: nothing more is asked for (a server would answer 416), and the checksum decides."""
+
+    def trouble(path, before):
+        if path == TAR:
+            return Trouble(cut=1000) if cut and before == 0 else Trouble(endless=True)
+        return None
+
+    server.trouble, server.length = trouble, False
+    data = (tar_set / TAR).read_bytes()
+    if not changed:
+        assert open_half(server, quick).members(2) == members_of(tar_set)[2]
+        assert server.times(TAR) == 1 + cut
+        return
+    server.replaced[TAR] = data[:-1] + b"x"
+    with pytest.raises(FormatError, match=r"sha256 .* found; the manifest has .*changed under the same name"):
+        open_half(server, quick).members(2)
+    server.replaced[TAR] = data[:-512]  # all that it sends, and still too little: no end of the file
+    with pytest.raises(FormatError, match=r"HTTP 416|changed under the same name"):
+        open_half(server, quick).members(2)
+
+
 def test_a_connection_that_gets_further_is_not_counted_as_failed(server, quick, tar_set, monkeypatch):
     monkeypatch.setattr("shards.remote.FURTHER", 1)
     server.trouble = lambda path, before: Trouble(cut=500) if path == TAR else None

@@ -6,15 +6,15 @@ nothing foreign is ever touched.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import SettingsError
+from shards.lock import is_at, take
 
 BUILD = ".build"
 JOURNAL = "journal.jsonl"
@@ -110,46 +110,45 @@ def locked(out: Path) -> Iterator[Path]:
     """
     build = out / BUILD
     created = [path for path in (build, out, *out.parents) if not path.exists()]
-    build.mkdir(parents=True, exist_ok=True)
-    handle = os.open(build / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = _take(out, created)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(out) from None
-        except OSError as error:
-            raise SettingsError(
-                f"{out} is on a file system without locks ({error.strerror}): expected one that has them; choose "
-                "another --out"
-            ) from None
-        if not _is_file(handle, build / LOCK):  # the other build ended between our two lines, and took it away
-            raise _busy(out)
         yield build
     finally:
+        if is_at(handle, build / LOCK):
+            _remove_unused(build, created)
         os.close(handle)
-        _remove_empty(build, created)
 
 
-def _busy(out: Path) -> SettingsError:
-    return SettingsError(f"another seg-prep is building into {out} now: wait for it, or choose another --out")
-
-
-def _is_file(handle: int, path: Path) -> bool:
+def _take(out: Path, created: list[Path]) -> int:
+    """Make the build folder and lock it; SettingsError where another build holds it, or nobody can."""
+    build = out / BUILD
+    build.mkdir(parents=True, exist_ok=True)
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+        handle = take(build / LOCK)
+    except FileNotFoundError:  # the other build ended between our two lines, and took the folder away
+        handle = None
+    except OSError as error:
+        if error.filename is not None:  # the file, not its lock
+            raise
+        _remove_unused(build, created)
+        raise SettingsError(
+            f"{out} is on a file system without locks ({error.strerror}): expected one that has them; choose "
+            "another --out"
+        ) from None
+    if handle is None:
+        raise SettingsError(f"another seg-prep is building into {out} now: wait for it, or choose another --out")
+    return handle
 
 
-def _remove_empty(build: Path, created: list[Path]) -> None:
-    """Take away the folders that were made for nothing: a build that fails at once leaves no trace.
+def _remove_unused(build: Path, created: list[Path]) -> None:
+    """Take away a build folder that holds nothing but its lock: a build that fails at once leaves no trace.
 
     What a stopped --fresh has left keeps the lock file, which says that it is ours.
     """
-    if not build.is_dir() or build not in created or [path.name for path in build.iterdir()] != [LOCK]:
+    if [path.name for path in build.iterdir()] != [LOCK]:
         return
-    if (build.parent / "manifest.json").exists() or _files(build.parent) == [build / LOCK]:
-        (build / LOCK).unlink()
+    if (build.parent / "manifest.json").exists() or (build in created and _files(build.parent) == [build / LOCK]):
+        remove_held(build)
         for path in created:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -163,5 +162,16 @@ def remove_build_folder(out: Path) -> None:
 
 
 def remove_held(build: Path) -> None:
-    """Remove a build folder whose lock is held."""
-    shutil.rmtree(build)
+    """Remove a build folder whose lock is held.
+
+    The lock goes last: as long as anything else is there, nobody else can hold one. Another build may make its own
+    where it was; then the folder is that build's.
+    """
+    for path in sorted(build.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    (build / LOCK).unlink(missing_ok=True)
+    with suppress(OSError):
+        build.rmdir()

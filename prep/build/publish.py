@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prep.build.encode import BadSample
-from prep.build.outdir import READY, UPDATE
+from prep.build.outdir import READY, UPDATE, remove_held
 from prep.build.plan import Plan
 from prep.build.sources import SOURCES, building_name
 from prep.build.state import BuildState
@@ -45,7 +45,7 @@ def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Man
     text = card(draft, class_pixels(plan, state), len(state.bad))
     draft = draft.model_copy(update={"files": [publish_file(out, "README.md", text.encode()), *draft.files]})
     manifest = publish(draft, out)
-    shutil.rmtree(folder)
+    remove_held(folder)
     sync_folder(out)
     return manifest
 

@@ -273,8 +273,10 @@ def test_a_strangers_file_half_way_stays(case: Case, tmp_path: Path, monkeypatch
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_sigkill_at_random_moments(case: Case, tmp_path: Path) -> None:
     """Real kills, of forked processes that have everything imported."""
-    draw, killed = random.Random(9), 0
-    for number, delay in enumerate(draw.uniform(0.0, 0.3) for _ in range(3)):
+    draw, killed, began = random.Random(9), 0, time.monotonic()
+    case.build(case.copy(tmp_path / "whole"), update=True)
+    took = time.monotonic() - began
+    for number, delay in enumerate(draw.uniform(0.0, 0.8 * took) for _ in range(3)):
         out = case.copy(tmp_path / f"out{number}")
         pid = os.fork()
         if not pid:

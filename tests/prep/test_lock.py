@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prep.build import outdir
+from shards import lock
+from shards.errors import SettingsError
+from shards.lock import take
 from tests.fakes import fake_camvid
 from tests.prep.builds import SegPrep, run_build, tree
 
@@ -88,9 +93,75 @@ def test_a_file_system_without_locks_is_one_line(
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(outdir.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     line = seg_prep.refused(*arguments(root, tmp_path / "out"))
     assert "lock" in line
     assert str(tmp_path / "out") in line  # which file system, and so what to do
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
+
+
+def at_call(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, before: Callable[[], None]) -> None:
+    """Let something happen just before the next call of owner.name, once."""
+    original, left = getattr(owner, name), [before]
+
+    def hooked(*args: object, **options: object) -> object:
+        while left:
+            left.pop()()
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, hooked)
+
+
+def test_nobody_gets_the_lock_while_a_finished_build_tidies_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each thing that is removed another process tries; its lock, once it gets one, is left alone."""
+    out, refused, got = tmp_path / "out", [], list[int]()
+    unlink, rmdir = Path.unlink, Path.rmdir
+
+    def trying(call: Callable[..., None]) -> Callable[..., None]:
+        def tried(path: Path, *args: object, **options: object) -> None:
+            if path.is_relative_to(out):
+                handle = take(out / ".build" / "lock")
+                got.append(handle) if handle is not None else refused.append(path.name)
+            call(path, *args, **options)
+
+        return tried
+
+    with outdir.locked(out) as build:
+        for name in ("journal.jsonl", "zz"):
+            (build / name).write_bytes(b"x")
+        (build / "ready").mkdir()
+        (out / "manifest.json").write_bytes(b"{}")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", trying(unlink))
+            patch.setattr(Path, "rmdir", trying(rmdir))
+            outdir.remove_held(build)
+    assert refused == ["journal.jsonl", "zz", "lock"]
+    (handle,) = got  # where the lock had gone and the folder had not
+    assert [path.name for path in build.iterdir()] == ["lock"]
+    assert os.path.samestat(os.fstat(handle), (build / "lock").stat())
+    with pytest.raises(SettingsError, match="another seg-prep"), outdir.locked(out):
+        pass
+    os.close(handle)
+    with outdir.locked(out):
+        pass
+    assert not build.exists()  # the set is finished: nothing was left to hold it for
+
+
+def test_a_folder_that_goes_before_it_is_locked_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    at_call(monkeypatch, lock.os, "open", (out / ".build").rmdir)
+    with pytest.raises(SettingsError, match="another seg-prep is building into"), outdir.locked(out):
+        pass
+
+
+def test_who_is_refused_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it made the folder that the other one then was first to lock."""
+    out, held = tmp_path / "out", list[int | None]()
+    at_call(monkeypatch, outdir, "take", lambda: held.append(take(out / ".build" / "lock")))
+    with pytest.raises(SettingsError, match="another seg-prep is building into"), outdir.locked(out):
+        pass
+    (handle,) = held
+    assert handle is not None
+    assert os.path.samestat(os.fstat(handle), (out / ".build" / "lock").stat())
+    os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from io import FileIO
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from prep import pipeline
-from prep.build import outdir, publish
+from prep.build import outdir
 from prep.build.journal import Journal
-from shards import manifest
+from shards import manifest, published
 from shards.errors import FormatError, SettingsError
 from shards.shardfile import ShardRecord, write_all
 from shards.terminal import describe
@@ -53,13 +54,13 @@ def test_what_a_killed_fresh_leaves_is_not_taken_for_the_new_build(
 
 def test_a_store_is_on_disk_before_it_is_in_place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    original = publish.sync_folder
+    original = published.sync_folder
 
     def note(path: Path) -> None:
         synced.append(path)
         original(path)
 
-    monkeypatch.setattr(publish, "sync_folder", note)
+    monkeypatch.setattr(published, "sync_folder", note)
     run_build("camvid", root, tmp_path / "out", format="zarr", scales="1/2")
     (store,) = (tmp_path / "out" / "val").rglob("*.zarr")
     below = {path.relative_to(store).as_posix() for path in (store, *store.rglob("*"))}
@@ -102,7 +103,7 @@ def test_a_file_system_without_locks_is_told_as_such(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(outdir.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(SettingsError, match=r"out is on a file system without locks \(No locks available\).*--out"):
         run_build("camvid", root, tmp_path / "out", scales="1/2")
 

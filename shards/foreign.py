@@ -58,6 +58,7 @@ class ForeignBytes:
         self._data, self._where, self._name = data, where, name
         self._files = [file for path, file in files.items() if path.startswith(f"{name}/data/c/")]
         self.length = int(data.shape[0])
+        self.held = sum(_held(file.bytes, int(data.chunks[0]), data.shards) for file in self._files)
 
     def read(self, start: int, end: int) -> bytes:
         """See ``Bytes.read``."""
@@ -131,6 +132,11 @@ class ManifestStore(ZarrStore):
     async def delete(self, key: str) -> None:
         """Never: shard sets are read-only."""
         raise NotImplementedError("shard sets are read-only")
+
+
+def _held(stored: int, chunk: int, shard: tuple[int, ...] | None) -> int:
+    """Bytes that a file of ``stored`` bytes can hold: a chunk, or as many as its index, 16 bytes each, has room for."""
+    return chunk if shard is None else min(int(shard[0]), stored // 16 * chunk)
 
 
 def _place(asked: ByteRequest | None, size: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ valid layout goes through zarr-python. Either way files are those that the manif
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -26,6 +27,7 @@ from shards.tar import MAX_MEMBER, check_key
 if TYPE_CHECKING:
     from shards.manifest import File, ScaleSet
 
+ZEROS = 1 << 20  # bytes that a member may have beyond what its files hold: chunks of zeros are not written
 BLOCK = 4096  # samples whose files are worked out at once
 INDEX_BYTES = 4 << 20  # of shard indexes used last
 ABSENT = (1 << 64) - 1  # in a shard's index: a chunk of zeros, not written
@@ -33,9 +35,15 @@ U64 = npt.NDArray[np.uint64]
 
 
 class Bytes(Protocol):
-    """A long array of bytes."""
+    """A long array of bytes.
+
+    Args:
+        length: of it.
+        held: how many its files can hold; all others are zeros.
+    """
 
     length: int
+    held: int
 
     def read(self, start: int, end: int) -> bytes:
         """Its bytes from start to end; raises FormatError."""
@@ -60,7 +68,7 @@ class ZarrReader:
     def keys(self) -> list[str]:
         """All keys in order; raises FormatError."""
         offsets, data = self._opened()["key"]
-        text, ends = data.read(0, int(offsets[-1])), offsets.tolist()
+        text, ends = self._read("key", data, 0, int(offsets[-1])), offsets.tolist()
         return [self._key(text[start:end]) for start, end in pairwise(ends)]
 
     def members(self, i: int) -> dict[str, bytes]:
@@ -171,9 +179,15 @@ class ZarrReader:
         if end - start > MAX_MEMBER:
             raise FormatError(self.name, f"{name}: sample {i} has {end - start} bytes")
         try:
-            return data.read(start, end)
+            return self._read(name, data, start, end)
         except FormatError as error:
             raise FormatError(error.path, error.reason, f"{name} of {self._named(i, name)}") from error
+
+    def _read(self, name: str, data: Bytes, start: int, end: int) -> bytes:
+        """A range, unless it is one that no files can hold: before anything of that size is allocated."""
+        if end - start > data.held + ZEROS:
+            raise FormatError(self.name, f"{name}: {end - start} bytes asked for, and its files hold {data.held}")
+        return data.read(start, end)
 
     def _named(self, i: int, failed: str) -> str:
         """Sample i by its key, or by its number where the keys cannot be read either."""
@@ -196,6 +210,11 @@ class PlainBytes:
         self._store, self._files, self._path = store, files, path
         self.length, self._shard, self._chunk = length, shard, chunk
         self._indexes: Recent[U64] = Recent(INDEX_BYTES)
+        own = {name.removeprefix(f"{path}/c/"): file for name, file in files.items() if name.startswith(f"{path}/c/")}
+        self._there = sorted(
+            int(name) for name in own if name.isdecimal() and len(name) < 20
+        )  # numbers of the files that are there
+        self.held = sum(file.bytes for file in own.values())
 
     def read(self, start: int, end: int) -> bytes:
         """See ``Bytes.read``."""
@@ -215,9 +234,8 @@ class PlainBytes:
         pairs = np.stack([starts[places] // shard, (ends[places] - np.uint64(1)) // shard], 1)  # [n, (first, last)]
         numbers, at = np.unique(pairs, return_index=True)
         found = dict(zip(numbers.tolist(), places[at // 2].tolist(), strict=True))  # number of a file -> place
-        spans = pairs[:, 1] - pairs[:, 0]
-        for row in np.flatnonzero((spans > 1) & (spans <= len(self._files))):  # ranges over three files and more
-            for number in range(int(pairs[row, 0]), int(pairs[row, 1])):
+        for row in np.flatnonzero(pairs[:, 1] - pairs[:, 0] > 1):  # ranges over three files and more
+            for number in self._there[bisect(self._there, pairs[row, 0]) : bisect(self._there, pairs[row, 1])]:
                 found[number] = min(found.get(number, int(places[row])), int(places[row]))
         named = ((place, self._files.get(f"{self._path}/c/{number}")) for number, place in found.items())
         return [(place, file) for place, file in named if file is not None]

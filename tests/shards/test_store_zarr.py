@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -139,3 +142,43 @@ def test_the_index_of_a_shard_is_not_trusted(tmp_path, place, value, sealed):
     says = "its index does not fit the chunks" if sealed else "checksum of its index differs"
     with pytest.raises(FormatError, match=rf"image/data/c/0 \[image of city/train_000\]: {says}"):
         all_members(tmp_path, "1", check=False)
+
+
+def claim(folder, member, extra, drop):
+    """A sealed set whose last sample's member claims so many bytes more, and lacks the files of its data or not."""
+    store = folder / "train/1/train-1.zarr" / member
+    meta = store / "data/zarr.json"
+    values = json.loads(meta.read_text())
+    values["shape"] = [values["shape"][0] + extra]
+    meta.write_text(json.dumps(values))
+    chunk = store / "offsets/c/0"
+    offsets = np.frombuffer(chunk.read_bytes(), "<u8").copy()
+    offsets[-1] += extra
+    chunk.write_bytes(offsets.tobytes())
+    if drop:
+        shutil.rmtree(store / "data/c")
+    seal_anew(folder)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("member", ["image", "key"])
+def test_bytes_that_no_file_holds_are_not_allocated(tmp_path, member, drop, foreign, monkeypatch):
+    """A manifest may lie with a good digest: 1.9 GB of zeros that no file has."""
+    import tracemalloc
+
+    build(tmp_path, "zarr")
+    claim(tmp_path, member, 1_900_000_000, drop)
+    if foreign:
+        monkeypatch.setattr(zarrset, "_crc32c", lambda: None)
+    ds = shards.open(tmp_path, split="train")
+    with contextlib.suppress(FormatError):
+        ds[0]
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=rf"train-1\.zarr.*{member}.*1900\d+ bytes (asked for|found)") as caught:
+            ds.keys() if member == "key" else ds[4]
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)

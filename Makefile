@@ -56,8 +56,10 @@ lint: $(STAMP) ## formatting, types and the arrows between the packages
 
 check: lint test ## everything that CI runs
 
-bench: $(STAMP) ## measure speed and size, and all of bench-loaders; prints ratios
-	@for name in soften storage pipeline step; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+BENCHES := soften storage pipeline step data_wait shuffle loader_memory update
+
+bench: $(STAMP) ## measure speed, size and memory, and all of bench-loaders; prints ratios and targets: 50 minutes
+	@for name in $(BENCHES); do echo "== $$name"; $(BIN)/python -m tests.bench.$$name || exit 1; done
 	$(BIN)/python -m tests.bench.loaders $(ARGS)
 
 bench-loaders: $(STAMP) ## ours against six other loaders, each in its own environment: 25 minutes, 15 GB under .bench/

@@ -136,7 +136,20 @@ def test_the_first_batch_is_ranked_by_seconds() -> None:
     assert best["A"] == A2  # the faster rate is the shorter time
     table = tables.contest_table(one, scores)
     assert table.index("| segshards |") < table.index("| B |") < table.index("| A |")
-    assert "target: within 1 s" in table
+    assert table.endswith("s (target within 1 s: met)")
+    late = play([one], 1, Machine({rival: [values[0] / 100] for rival, values in RATES.items()}), lambda line: None)
+    assert tables.contest_table(one, late).endswith("s (target within 1 s: MISSED)")
+
+
+@pytest.mark.parametrize(("most", "says"), [(320.0, "at most 299 MB"), (321.0, "at most 300 MB")])
+def test_memory_has_a_verdict(most: float, says: str) -> None:
+    def run(what: Contest, rival: Rival) -> dict[str, Any]:
+        marks = {"0.1": 100.0, "0.5": most, "1.0": 200.0} if rival.peer == "ours" else {"1.0": 9000.0}
+        return {**Machine(RATES)(what, rival), "memory": marks, "batch_mb": 21.0}
+
+    verdict = "met" if most < 321 else "MISSED"
+    table = tables.memory_table(contest(), play([contest()], 1, run, lambda line: None))
+    assert table.endswith(f"ours: {says} beyond a batch (target under 300 MB: {verdict})")
 
 
 def test_borrowed_settings_hold_from_the_first_round() -> None:

@@ -30,3 +30,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def met(yes: bool) -> str:
+    """A target's verdict, as reports have it."""
+    return "met" if yes else "MISSED"

@@ -107,6 +107,10 @@ class ShardDataset:
         """suffix -> stored bytes of sample i."""
         return self._reader.members(i)
 
+    def where(self, i: int) -> str:
+        """What messages call sample i: the file that holds it, and its key; raises FormatError."""
+        return self._reader.where(i)
+
     @property
     def stored(self) -> int:
         """Bytes of its files."""

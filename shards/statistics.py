@@ -85,15 +85,15 @@ def count_labels(
     counts = LabelCounts(np.zeros(classes + 1, np.float64), np.zeros(classes + 1, np.int64))
     for i in range(len(dataset)):
         members = dataset.members(i)
-        where = f"{store.name}/{split}/{scale} sample {i}"
+        where = dataset.where(i)
         counts.samples += 1
         counts.image_bytes += sum(len(members[s]) for s in ("jpg", "png", "webp") if s in members)
         if "seg.png" in members:
-            hard = decode_hard(members["seg.png"], classes, where)
+            hard = decode_hard(members["seg.png"], classes, f"{where} [seg.png]")
             counts.add(SoftLabel.from_hard(hard), len(members["seg.png"]))
         elif "soft.npz" in members:
-            counts.add(decode_soft(members["soft.npz"], where), len(members["soft.npz"]))
-        elif (tags := weak_labels(decode_meta(members["json"], where), classes, where)) is not None:
+            counts.add(decode_soft(members["soft.npz"], f"{where} [soft.npz]"), len(members["soft.npz"]))
+        elif (tags := weak_labels(decode_meta(members["json"], f"{where} [json]"), classes, where)) is not None:
             counts.add_tags(tags)
         advance()
     return counts

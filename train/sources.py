@@ -150,8 +150,8 @@ class Sources:
             FormatError: a member is broken, or the image has another size than the label.
         """
         source, place = self._locate(index)
-        where = f"{self.paths[source]}/{self.split}/1 sample {place}"
-        members = self.sets[source]["1"].members(place)
+        opened = self.sets[source]["1"]
+        members, where = opened.members(place), opened.where(place)
         hard = self._decoded_hard(members, where)
         size, suffix = wanted(hard.shape), next((s for s in ("jpg", "png", "webp") if s in members), "jpg")
         image = decode_image_scaled(members.get(suffix, b""), size, f"{where} [{suffix}]")
@@ -163,8 +163,8 @@ class Sources:
     def hard(self, index: int) -> U16:
         """The hard label at scale 1, uint16 [H, W], without decoding its image."""
         source, place = self._locate(index)
-        where = f"{self.paths[source]}/{self.split}/1 sample {place}"
-        return self._decoded_hard(self.sets[source]["1"].members(place), where)
+        opened = self.sets[source]["1"]
+        return self._decoded_hard(opened.members(place), opened.where(place))
 
     def _decoded_hard(self, members: Mapping[str, bytes], where: str) -> U16:
         """The hard label among a sample's members."""
@@ -194,9 +194,8 @@ class Sources:
     def meta(self, index: int) -> dict[str, Any]:
         """What is stored of the sample besides image and label, without decoding those."""
         source, place = self._locate(index)
-        scale, opened = next(iter(self.sets[source].items()))
-        where = f"{self.paths[source]}/{self.split}/{scale} sample {place} [json]"
-        data = opened.members(place).get("json")
+        opened = next(iter(self.sets[source].values()))
+        where, data = f"{opened.where(place)} [json]", opened.members(place).get("json")
         if data is None:
             raise FormatError(where, "no meta there; build the shard set again with --fresh")
         return decode_meta(data, where)

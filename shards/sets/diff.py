@@ -117,7 +117,7 @@ def _sample(a: ShardDataset, i: int, b: ShardDataset, j: int, exact: bool) -> It
 
 
 def _decoded(dataset: ShardDataset, i: int, members: Mapping[str, bytes]) -> Sample:
-    return decode_sample(members, len(dataset.classes), f"{dataset.folder}/{dataset.split}/{dataset.scale} sample {i}")
+    return decode_sample(members, len(dataset.classes), dataset.where(i))
 
 
 def _images(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> Iterator[str]:

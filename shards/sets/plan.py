@@ -72,7 +72,7 @@ class Part:
             found = dataset.members(int(i))
             members = {suffix: found[suffix] for suffix in MEMBER_SUFFIXES if suffix in found}
             if self.prefix:
-                meta = decode_meta(members["json"], f"{dataset.folder} sample {i} [json]")
+                meta = decode_meta(members["json"], f"{dataset.where(int(i))} [json]")
                 members["json"] = encode_meta({**meta, "key": f"{self.prefix}{meta['key']}"})
             yield members
 

@@ -115,14 +115,14 @@ def _shows(dataset: ShardDataset, i: int, classes: Sequence[int], advance: Advan
     """Whether a sample's label, or else its image-level label, holds one of the classes."""
     advance()
     members, count = dataset.members(i), len(dataset.classes)
-    where = f"{dataset.folder}/{dataset.split}/{dataset.scale} sample {i}"
+    where = dataset.where(i)
     if "seg.png" in members:
-        shown: npt.NDArray[Any] = decode_hard(members["seg.png"], count, where)
+        shown: npt.NDArray[Any] = decode_hard(members["seg.png"], count, f"{where} [seg.png]")
     elif "soft.npz" in members:
-        soft = decode_soft(members["soft.npz"], where)
+        soft = decode_soft(members["soft.npz"], f"{where} [soft.npz]")
         shown = np.concatenate([soft.base.ravel(), soft.ids])
     else:
-        tags = weak_labels(decode_meta(members["json"], where), count, where)
+        tags = weak_labels(decode_meta(members["json"], f"{where} [json]"), count, where)
         shown = np.zeros(0, np.int64) if tags is None else tags
     return bool(np.isin(classes, shown).any())
 

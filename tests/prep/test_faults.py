@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from shards.verify import verify
 from tests.fakes import fake_camvid, fake_cityscapes
 from tests.prep.builds import SegPrep, quarantine, run_build, tree
 from tests.prep.faults import failing_at, small_disk
+from tests.prep.raw_edits import Raw
 
 CODES = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EACCES)
 SCALES, MEGABYTES = "1,1/2", "0.012"
@@ -80,6 +82,43 @@ def test_a_fault_at_every_call_that_writes(
             assert seg_prep(*arguments(root, out, format))[0] == 0
         assert tree(out) == whole[format], at
     assert refused > 0.7 * calls / step
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Raw, Path, dict[str, bytes]]:
+    """A source that has changed since a set was built of it; the set; and what an update must make of it."""
+    folder = tmp_path_factory.mktemp("changed")
+    raw, options = Raw(folder / "raw").fill({"train": 9, "val": 2}), {"scales": "1/2", "shard_size": 8_000}
+    run_build("camvid", raw.root, folder / "before", **options)
+    raw.splits["train"] = {"first": raw.new(), **raw.splits["train"], "f0099": (b"", b"")}
+    raw.write()
+    run_build("camvid", raw.root, folder / "after", **options)
+    return raw, folder / "before", tree(folder / "after")
+
+
+def test_a_fault_in_an_update(changed: tuple[Raw, Path, dict[str, bytes]], tmp_path: Path, seg_prep: SegPrep) -> None:
+    """At every 13th call that writes: the old set, the new one or none is there, and the same command ends it."""
+    raw, before, after = changed
+    command = ["camvid", "--root", raw.root, "--out", tmp_path / "out", "--scales", "1/2", "--shard-size", "0.008"]
+    command += ["--workers", 1, "--quiet", "--max-bad", 9, "--update"]
+    shutil.copytree(before, tmp_path / "out")
+    with failing_at(0) as counter:
+        assert seg_prep(*command)[0] == 0
+    assert tree(tmp_path / "out") == after
+    refused = 0
+    for at in range(1, counter.calls + 1, 13):
+        shutil.rmtree(tmp_path / "out")
+        shutil.copytree(before, tmp_path / "out")
+        with failing_at(at, CODES[at % len(CODES)]):
+            ended, _, err = seg_prep(*command)
+        if ended:
+            refused += 1
+            assert (ended, len(err.splitlines())) == (2, 1), err
+            found = {name: data for name, data in tree(tmp_path / "out").items() if not name.startswith(".build/")}
+            assert "manifest.json" not in found or found in (tree(before), after)
+            assert seg_prep(*command)[0] == 0, at
+        assert tree(tmp_path / "out") == after, at
+    assert refused > 0.7 * counter.calls / 13
 
 
 def test_a_real_full_disk_at_any_size(

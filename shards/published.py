@@ -9,6 +9,8 @@ from pathlib import Path
 from shards.manifest import File, ScaleSet, Shard, publish_bytes, sync_folder
 from shards.shardfile import ShardRecord
 
+QUARANTINE = "quarantine.jsonl"  # the samples that could not be used, and why
+
 
 def tar_set(records: Sequence[ShardRecord]) -> ScaleSet:
     """Of tar shards in "<split>/<scale folder>"."""

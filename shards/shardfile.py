@@ -30,6 +30,7 @@ from shards.tar import TAR_END, IndexEntry
 _READ = 1 << 20
 CUT = "by content"  # the rule of `starts_shard`: a build only continues under the rule that it began with
 CHECKSUMS = "crc32"  # of each sample, in the index; likewise: no set may have it of some samples only
+UNCUT = 1 << 62  # bytes; a limit for streams that end shards where they are told to
 _EIGHTHS = 8  # a shard that is half full ends after limit / 8 more bytes, in the mean
 
 
@@ -105,7 +106,7 @@ class ShardRecord:
         return cls(**value)
 
 
-class _HashingFile:
+class HashingFile:
     """A file that hashes what goes through it; unbuffered, so that a full disk shows at the write that meets it."""
 
     def __init__(self, path: Path, length: int = 0) -> None:
@@ -117,14 +118,17 @@ class _HashingFile:
         self._file.seek(length)
 
     def write(self, data: bytes) -> None:
+        """Append. Raises OSError."""
         write_all(self._file, data)
         self.digest.update(data)
         self.length += len(data)
 
     def sync(self) -> None:
+        """Make it durable."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Let go of it as it is."""
         self._file.close()
 
 
@@ -134,7 +138,7 @@ class ShardStream:
     def __init__(self, folder: Path, stream: str, limit: int, start: int = 0) -> None:
         """Args: folder of the partial files; "<split>/<scale folder>"; bytes of a shard; number of the first one."""
         self._folder, self._stream, self._limit, self._shard = folder, stream, limit, start
-        self._files: tuple[_HashingFile, _HashingFile] | None = None  # the tar and its index
+        self._files: tuple[HashingFile, HashingFile] | None = None  # the tar and its index
         self._samples = 0
         self._closed: list[ShardRecord] = []
 
@@ -144,8 +148,8 @@ class ShardStream:
         stream = cls(folder, position.stream, limit, position.shard)
         stream._samples = position.samples
         stream._files = (
-            _HashingFile(folder / position.name, position.bytes),
-            _HashingFile(folder / position.index_name, position.index_bytes),
+            HashingFile(folder / position.name, position.bytes),
+            HashingFile(folder / position.index_name, position.index_bytes),
         )
         return stream
 
@@ -155,7 +159,7 @@ class ShardStream:
             self.finish()
         if self._files is None:
             empty = self._record(0, "", 0, "")
-            self._files = _HashingFile(self._folder / empty.name), _HashingFile(self._folder / empty.index_name)
+            self._files = HashingFile(self._folder / empty.name), HashingFile(self._folder / empty.index_name)
         tar, index = self._files
         index.write(encode_entry(IndexEntry(key, tar.length, blocks.sizes, crc32(blocks.data))))
         tar.write(blocks.data)
@@ -187,7 +191,7 @@ class ShardStream:
         closed, self._closed = self._closed, []
         return closed
 
-    def _position(self, tar: _HashingFile, index: _HashingFile) -> ShardRecord:
+    def _position(self, tar: HashingFile, index: HashingFile) -> ShardRecord:
         return self._record(tar.length, tar.digest.hexdigest(), index.length, index.digest.hexdigest())
 
     def _record(self, size: int, digest: str, index_size: int, index_digest: str) -> ShardRecord:

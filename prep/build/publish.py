@@ -21,11 +21,9 @@ from shards.card import card
 from shards.errors import FormatError, UserError, naming
 from shards.index import decode_index
 from shards.manifest import File, Manifest, ScaleSet, Split, publish, publish_bytes, sync_folder
-from shards.published import publish_file, store_name, sync_tree, tar_set, zarr_set
+from shards.published import QUARANTINE, publish_file, store_name, sync_tree, tar_set, zarr_set
 from shards.shardfile import ShardRecord
 from shards.verify import check_file
-
-QUARANTINE = "quarantine.jsonl"
 
 
 def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Manifest:

@@ -11,11 +11,9 @@ Published with the set and vouched for by its manifest; equal for equal source a
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from prep.build.counts import Counts
 from prep.build.source import DIGEST_TEXT
 from shards.errors import FormatError
 from shards.scale import Scale
-from shards.shardfile import hash_prefix, write_all
+from shards.shardfile import HashingFile
 
 SOURCES = "sources.jsonl"
 
@@ -75,27 +73,9 @@ class SourcesRecord:
     sha256: str
 
 
-class SourcesFile:
-    """A split's file while it grows; what it holds beyond `length` bytes is cut off."""
-
-    def __init__(self, path: Path, length: int = 0) -> None:
-        self._file = FileIO(path, "r+" if length else "w+")
-        self._digest = hash_prefix(self._file, length)
-        self._length = length
-        self._file.truncate(length)
-        self._file.seek(length)
-
-    def write(self, data: bytes) -> None:
-        """Append lines. Raises OSError."""
-        write_all(self._file, data)
-        self._digest.update(data)
-        self._length += len(data)
+class SourcesFile(HashingFile):
+    """A split's file while it grows."""
 
     def record(self) -> SourcesRecord:
-        return SourcesRecord(self._length, self._digest.hexdigest())
-
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
+        """How far it has got."""
+        return SourcesRecord(self.length, self.digest.hexdigest())

@@ -33,9 +33,7 @@ from prep.build.state import BuildState
 from shards.errors import FormatError, SettingsError
 from shards.manifest import MANIFEST, Manifest, publish_bytes, sync_folder
 from shards.published import store_name
-from shards.shardfile import ShardRecord, ShardStream
-
-_NO_LIMIT = 1 << 62
+from shards.shardfile import UNCUT, ShardRecord, ShardStream
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def _write_kept_groups(records: list[ShardRecord], previous: Previous, folder: P
         old = previous.stream(record.stream)
         if record.kept is None or old is None:
             continue
-        stream = ShardStream(folder, record.stream, _NO_LIMIT, record.shard)
+        stream = ShardStream(folder, record.stream, UNCUT, record.shard)
         first = sum(old.part.groups[: record.kept])
         for ordinal in range(first, first + record.samples):
             stream.add(old.place(ordinal).entry.key, old.blocks(ordinal))

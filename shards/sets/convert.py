@@ -13,9 +13,11 @@ from typing import Any
 
 from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest
+from shards.published import QUARANTINE
 from shards.sets.plan import Format, OpenSet, SetPlan, SplitPlan, every_sample
-from shards.sets.summary import QUARANTINE, Summary, scale_bytes
-from shards.sets.write import UNCUT, write_set
+from shards.sets.summary import Summary, scale_bytes
+from shards.sets.write import write_set
+from shards.shardfile import UNCUT
 
 MOST_STATISTICS = 1 << 28  # bytes of a stats.json
 

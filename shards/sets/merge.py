@@ -8,9 +8,11 @@ from typing import Any
 
 from shards.errors import SettingsError
 from shards.manifest import Manifest
+from shards.published import QUARANTINE
 from shards.sets.plan import Format, OpenSet, Part, SetPlan, SplitPlan, every_sample, origin
-from shards.sets.summary import QUARANTINE, count_set
-from shards.sets.write import UNCUT, write_set
+from shards.sets.summary import count_set
+from shards.sets.write import write_set
+from shards.shardfile import UNCUT
 
 Advance = Callable[[], None]
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.manifest import Manifest
+from shards.published import QUARANTINE
 from shards.statistics import LabelCounts, count_labels
-
-QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)

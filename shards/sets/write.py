@@ -17,10 +17,9 @@ from shards.scale import Scale
 from shards.sets.newset import new_set
 from shards.sets.plan import SetPlan, SplitPlan
 from shards.sets.summary import Summary
-from shards.shardfile import Blocks, ShardRecord, ShardStream
+from shards.shardfile import UNCUT, Blocks, ShardRecord, ShardStream
 from shards.tar import sample_blocks
 
-UNCUT = 1 << 62  # bytes; a shard that ends where the plan says
 TARS = ".tars"  # where the tars lie that a Zarr store is packed from
 Advance = Callable[[], None]
 Summarise = Callable[[Path, Manifest], Summary]

@@ -48,13 +48,13 @@ def _manifest_first() -> None:
 
 def _no_cut() -> None:
     """A resumed build appends to its partial shards without cutting off what the journal does not know of."""
-    honest = shardfile._HashingFile.__init__
+    honest = shardfile.HashingFile.__init__
 
     def keep_the_tail(self: Any, path: Path, length: int = 0) -> None:
         tail = path.stat().st_size if length and path.exists() else length
         honest(self, path, max(tail, length))
 
-    shardfile._HashingFile.__init__ = keep_the_tail  # type: ignore[method-assign]
+    shardfile.HashingFile.__init__ = keep_the_tail  # type: ignore[method-assign]
 
 
 SABOTAGE: dict[str, Callable[[], None]] = {"manifest": _in_place, "order": _manifest_first, "tail": _no_cut}

@@ -193,7 +193,8 @@ def _open(folder: Path, shard_set: Place, split: str) -> tuple[Run, Split]:
     from train.run import open_run
 
     run = open_run(folder)
-    return run, open_for_scoring(shard_set, split, run.recipe.eval.input_scale, run.classes, f"run {folder}")
+    shown, check = run.recipe.eval.input_scale, run.recipe.data.check
+    return run, open_for_scoring(shard_set, split, shown, run.classes, f"run {folder}", check=check)
 
 
 def _told(facts: Mapping[str, Any]) -> str:

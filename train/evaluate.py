@@ -25,7 +25,7 @@ import shards
 from shards.classes import ClassTable
 from shards.errors import FormatError
 from shards.manifest import Manifest, load_manifest
-from shards.store import Place
+from shards.store import Place, Store, open_store
 from train.checkpoint import norms_of
 from train.class_match import Answers, Bools, Rule, match
 from train.distributed import World
@@ -64,7 +64,8 @@ class Split:
 
     Args:
         path: the shard set's folder or URL.
-        manifest: its manifest.
+        store: where its files are read from.
+        manifest: its manifest, read once: a set that is published anew meanwhile is not mixed with it.
         name: the split's name.
         input_scale: the scale that the network is shown.
         answers: how a run with other classes answers; None: its classes are the shard set's.
@@ -72,6 +73,7 @@ class Split:
     """
 
     path: Place
+    store: Store
     manifest: Manifest
     name: str
     input_scale: str
@@ -90,9 +92,9 @@ class Split:
 
     def examples(self, indices: range) -> Iterator[Example]:
         """The samples at `indices`; the next one is decoded while one is scored."""
-        full = shards.open(self.path, split=self.name, scale="1")
+        full = self.dataset("1")
         stored = self.input_scale in self.manifest.splits[self.name].scales
-        small = shards.open(self.path, split=self.name, scale=self.input_scale) if stored else None
+        small = self.dataset(self.input_scale) if stored else None
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             for index in indices:
@@ -100,6 +102,10 @@ class Split:
                 following = index + indices.step
                 ahead = pool.submit(self._example, full, small, following) if following in indices else None
                 yield now.result()
+
+    def dataset(self, scale: str) -> shards.ShardDataset:
+        """The samples at a stored scale."""
+        return shards.ShardDataset(self.store, self.manifest, self.name, shards.Scale.parse(scale))
 
     def _example(self, full: shards.ShardDataset, small: shards.ShardDataset | None, index: int) -> Example:
         sample = full[index]
@@ -122,6 +128,7 @@ def open_for_scoring(
     whose: str,
     rule: Rule | None = None,
     base: Bools | None = None,
+    check: bool = True,
 ) -> Split:
     """A split to be scored by a network that knows `classes`.
 
@@ -133,30 +140,31 @@ def open_for_scoring(
         whose: the network in messages.
         rule: how classes are matched where the shard set has others; None: they must be equal.
         base: bool [R], the network's classes that were annotated with pixels, where the run tells them apart.
+        check: as in `shards.open`.
 
     Raises:
         UserError: no shard set, no such split, no labels, scale 1 not stored, other classes than the network's that
             the rule does not allow, or an input scale that is none or that the filter cannot make.
         FormatError: its manifest is broken.
     """
-    manifest = load_manifest(path)
+    opened = replace(open_split(path, split, input_scale, check), base=base)
     if rule is None:
-        check_classes(whose, classes, path, manifest.class_table)
-    opened = replace(open_split(path, split, input_scale), base=base)
+        check_classes(whose, classes, path, opened.classes)
     if rule is None or (classes.digest == opened.classes.digest and rule == Rule()):
         return opened
     answers = match(classes, opened.classes, rule, whose, path)
     return replace(opened, answers=answers, base=None if base is None else answers.of_run(base, len(opened.classes)))
 
 
-def open_split(path: Place, split: str, input_scale: str) -> Split:
+def open_split(path: Place, split: str, input_scale: str, check: bool = True) -> Split:
     """A labelled split, whatever its classes; arguments and errors as of `open_for_scoring`."""
-    manifest = load_manifest(path)
+    store = open_store(path, check=check)
+    manifest = load_manifest(store)
     check_split(path, manifest, split)
     check_scales(path, manifest, split, ["1"])
     scale = shards.Scale.parse(input_scale)
     scale.size(1, 1, manifest.filter)  # refuses what the filter cannot make
-    return Split(path, manifest, split, str(scale))
+    return Split(path, store, manifest, split, str(scale))
 
 
 def evaluate(

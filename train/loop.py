@@ -340,10 +340,10 @@ class Trainer:
         """The split that is scored: opened before the first step, as a later refusal would cost a run."""
         recipe = self.setup.recipe
         try:
-            path = self.stream.sources.scored
-            space = self.setup.space
+            path, space = self.stream.sources.scored, self.setup.space
             rule, base = (Rule(), space.base) if space else (None, None)  # a mixture has other classes than each set
-            return open_for_scoring(path, "val", recipe.eval.input_scale, self.setup.classes, "this run", rule, base)
+            shown, check = recipe.eval.input_scale, recipe.data.check
+            return open_for_scoring(path, "val", shown, self.setup.classes, "this run", rule, base, check)
         except UserError as error:
             raise UserError(f"loop.eval_every is set: {error}; or give --set loop.eval_every=0") from None
 

@@ -26,9 +26,9 @@ from train.label_space import LabelSpace
 
 NAME = "run.json"
 FORMAT_VERSION = 1
-# Settings that change when things are written or how fast they are read, and nothing that is learnt.
+# Settings that change when things are written or how things are read, and nothing that is learnt.
 FREE = {
-    "name", "description", "expected", "data.workers", "data.loader", "loss.search",
+    "name", "description", "expected", "data.workers", "data.loader", "data.check", "loss.search",
     "loop.checkpoint_every", "loop.log_every", "loop.image_every", "loop.eval_every",
 }  # fmt: skip
 

@@ -49,7 +49,8 @@ def open_target(run: Run, shard_set: Place, split: str, input_scale: str, choice
     if choice.mapping is not None:
         pairs = read_pairs(choice.mapping, run.classes, load_manifest(shard_set).class_table)
     rule = Rule(allowed, choice.missing, pairs)
-    target = open_for_scoring(shard_set, split, input_scale, run.classes, whose, rule, base_of(run))
+    check = run.recipe.data.check
+    target = open_for_scoring(shard_set, split, input_scale, run.classes, whose, rule, base_of(run), check)
     return target if choice.base is None else replace(target, base=_named_base(choice.base, run.classes, target))
 
 
@@ -86,7 +87,7 @@ def open_categories(run: Run, shard_set: Place, split: str, input_scale: str, ba
         UserError: as `train.evaluate.open_split` and `train.class_names`.
         FormatError: as those.
     """
-    target = open_split(shard_set, split, input_scale)
+    target = open_split(shard_set, split, input_scale, run.recipe.data.check)
     if base is not None:
         return replace(target, base=_named_base(base, run.classes, target))
     known = base_of(run)

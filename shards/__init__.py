@@ -1,11 +1,12 @@
-"""Shards of segmentation data: the format, the soft label, and random access. NumPy only; no torch.
+"""Shards of segmentation data: the format, the soft label, random access, and batches in any order; without torch.
 
     >>> import shards
-    >>> ds = shards.open("data/camvid", split="train", scale="1/2")
-    >>> sample = ds[0]                                  # or ds["key"]
+    >>> ds = shards.open("data/camvid", split="train", scale="1/2")      # or "https://...", "s3://...": by a cache here
+    >>> sample = ds[0]                                                   # or ds["key"]
+    >>> for batch in shards.Loader(ds, batch=16, seed=0).epoch(0): ...   # lists of samples, decoded ahead in threads
     >>> soft = shards.soften(hard, scale="1/4", filter="box")
 
-``seg-shards --help`` looks into shard sets from the command line.
+``seg-shards --help`` looks into shard sets from the command line, checks them, and makes sets of others (shards.sets).
 """
 
 from __future__ import annotations

@@ -64,5 +64,10 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, for a message of ours: its first line, 200 characters at most, or its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 class SampleError(SegshardsError):
     """A source sample cannot be used; the message is the reason that quarantine.jsonl keeps."""

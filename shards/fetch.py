@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from shards.errors import UserError
+from shards.errors import UserError, first_line
 
 PIECE = 1 << 20  # bytes at a time
 AGAIN = (408, 425, 429)  # besides 500 and more: HTTP errors that pass
@@ -159,10 +159,12 @@ class FsspecSource:
             self._process = os.getpid()
         except ImportError as error:
             extra = EXTRAS.get(scheme)
-            remedy = f"pip install 'segshards[{extra}]'" if extra else _line(error)
+            remedy = f"pip install 'segshards[{extra}]'" if extra else first_line(error)
             raise UserError(f"{plain}: {scheme}:// needs a package that is not installed: {remedy}") from error
         except Exception as error:
-            raise UserError(f"{plain} cannot be opened ({_line(error)}); expected a URL that fsspec knows") from error
+            raise UserError(
+                f"{plain} cannot be opened ({first_line(error)}); expected a URL that fsspec knows"
+            ) from error
 
     def read(self, path: str, start: int) -> Stream:
         """See ``Source.read``."""
@@ -189,10 +191,6 @@ def _any_faults() -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingError("no such file") from error
     except PermissionError as error:
-        raise RefusedError(_line(error)) from error
+        raise RefusedError(first_line(error)) from error
     except Exception as error:  # each has its own
-        raise FaultError(_line(error)) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise FaultError(first_line(error)) from error

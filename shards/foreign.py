@@ -12,7 +12,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.abc.store import Store as ZarrStore
 
 from shards.arrays import MAX_CHUNK
-from shards.errors import FormatError
+from shards.errors import FormatError, first_line
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -48,7 +48,7 @@ def open_foreign(
     except FormatError:
         raise
     except Exception as error:  # zarr raises many types for damaged stores
-        raise FormatError(where, f"cannot be opened as a Zarr v3 store ({_line(error)})") from error
+        raise FormatError(where, f"cannot be opened as a Zarr v3 store ({first_line(error)})") from error
 
 
 class ForeignBytes:
@@ -67,7 +67,7 @@ class ForeignBytes:
         except FormatError:
             raise
         except Exception as error:  # a damaged chunk shows as one of many types
-            raise FormatError(self._where, f"{self._name}: cannot be read ({_line(error)})") from error
+            raise FormatError(self._where, f"{self._name}: cannot be read ({first_line(error)})") from error
 
     def files(self, starts: npt.NDArray[np.uint64], ends: npt.NDArray[np.uint64]) -> list[tuple[int, File]]:
         """See ``Bytes.files``: all of them, since their layout is not known here."""
@@ -148,7 +148,3 @@ def _place(asked: ByteRequest | None, size: int) -> tuple[int, int]:
     if isinstance(asked, SuffixByteRequest):
         return max(0, size - asked.suffix), min(size, asked.suffix)
     return 0, size
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

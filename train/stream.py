@@ -1,4 +1,4 @@
-"""The order of samples: shard sets become an endless, resumable stream of batches.
+"""The order of samples: shard sets become an endless, resumable stream of them; train/feed.py makes its batches.
 
 The stream is a sequence of positions 0, 1, 2, ...; which sample stands at a position, and how it is augmented, are
 pure functions of (manifest digests, seed, position). Step s of a global batch of G samples takes the positions s * G

@@ -21,7 +21,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from shards.codec.png import png_header, read_rgb
-from shards.errors import FormatError, SettingsError
+from shards.errors import FormatError, SettingsError, first_line
 
 U8 = npt.NDArray[np.uint8]
 MAX_PIXELS = 1 << 28  # 268 megapixels: larger ones are taken for decompression bombs
@@ -126,7 +126,7 @@ def decode_image(data: bytes, where: str | Path = "<memory>") -> U8:
         with opened(data, where) as image:
             return np.array(image.convert("RGB"), np.uint8)
     except (ValueError, OSError, SyntaxError, EOFError) as error:
-        raise FormatError(where, f"damaged image ({_first_line(error)})") from error
+        raise FormatError(where, f"damaged image ({first_line(error)})") from error
 
 
 def _plain(data: bytes) -> U8 | None:
@@ -229,7 +229,3 @@ def opened(data: bytes, where: str | Path) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise FormatError(where, f"image of {image.width}x{image.height}, over the cap of {MAX_PIXELS} pixels")
     return image
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from prep.build.counts import Counts
 from prep.build.encode import BadSample
@@ -123,7 +124,7 @@ class PreviousStore(_Groups):
     def __init__(self, out: Path, part: ScaleSet) -> None:
         super().__init__(out, part)
         self._arrays: Any = None
-        self._offsets: dict[str, list[int]] = {}
+        self._offsets: dict[str, npt.NDArray[np.uint64]] = {}  # of each member, [samples + 1]
         self._keys = b""
 
     def place(self, ordinal: int) -> Place:
@@ -149,7 +150,7 @@ class PreviousStore(_Groups):
         return None
 
     def _span(self, name: str, ordinal: int) -> tuple[int, int]:
-        return self._offsets[name][ordinal], self._offsets[name][ordinal + 1]
+        return int(self._offsets[name][ordinal]), int(self._offsets[name][ordinal + 1])
 
     def _open(self) -> None:
         """Offsets and keys, which are small; the rest stays where it is."""
@@ -161,7 +162,7 @@ class PreviousStore(_Groups):
         self._check([f for f in self.part.files if not re.search(r"(?<!key)/data/c/", f.path.removeprefix(store))])
         self._arrays = zarr.open_group(str(self.out / store), mode="r", zarr_format=3)
         for name, _ in self._arrays.groups():
-            self._offsets[name] = [int(at) for at in self._arrays[f"{name}/offsets"][:]]
+            self._offsets[name] = np.asarray(self._arrays[f"{name}/offsets"][:], np.uint64)
         self._keys = self._arrays["key/data"][:].tobytes()
 
 

@@ -86,7 +86,7 @@ def test_the_stream_hears_of_positions_before_they_are_needed(loader: str) -> No
 def test_shards_hear_of_samples_in_order(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int]] = []
     monkeypatch.setattr(
-        shards.ShardDataset, "ahead", lambda self, indices: told.extend((self.scale, int(i)) for i in indices)
+        "train.sources.announce", lambda sets, indices: told.extend((d.scale, int(i)) for d in sets for i in indices)
     )
     config = recipe(data={"scales": ["1/4"], "labels": "nearest", "window": 1}, loop={"steps": 3})
     stream = Stream(open_sources([shard_set], config), config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prep.build import publish
-from shards import manifest, shardfile
+from shards import manifest, published, shardfile
 
 
 def _in_place() -> None:
@@ -22,6 +22,7 @@ def _in_place() -> None:
                 file.write(data[start : start + 512])
 
     manifest.publish_bytes = write
+    published.publish_bytes = write
     publish.publish_bytes = write  # type: ignore[attr-defined]
 
 

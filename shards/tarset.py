@@ -71,6 +71,8 @@ class TarReader:
                 self._check_end(shard, where)
         except FormatError as error:
             raise FormatError(error.path, error.reason, entry.key) from error
+        except MemoryError as error:
+            raise FormatError(where, f"{entry.length} bytes, more than memory can hold", entry.key) from error
         members = split_blocks(data, entry, where)
         if self._store.checks:
             check_blocks(data, entry, where)

@@ -77,8 +77,14 @@ class ZarrReader:
         members = {name: data for name, data in found.items() if data}
         if "image" in members:
             image = members.pop("image")
-            members = {image_suffix(image, self.name): image, **members}
+            members = {self._suffix(image, i): image, **members}
         return members
+
+    def _suffix(self, image: bytes, i: int) -> str:
+        try:
+            return image_suffix(image, self.name)
+        except FormatError as error:
+            raise FormatError(self.where(i), error.reason, "image") from error
 
     def where(self, i: int) -> str:
         """What messages call sample i: its store and its key."""

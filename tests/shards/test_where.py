@@ -13,6 +13,7 @@ from shards.sets.diff import diff
 from shards.sets.plan import OpenSet
 from shards.sets.subset import Choice, plan_subset
 from shards.statistics import count_labels
+from shards.zarrset import ZarrReader
 from tests.shards.build import build, seal_anew
 from tests.train.conftest import recipe
 from train.sources import open_sources
@@ -70,3 +71,25 @@ def test_metadata_too(tmp_path: Path) -> None:
     with pytest.raises(FormatError) as caught:
         of_train(tmp_path, lambda sources: sources.meta(2))
     assert str(caught.value).startswith(f"{path} sample city/train_002 [json]")
+
+
+def test_a_sample_that_memory_cannot_hold_is_named(tar_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = shards.open(tar_set, "train")
+    keys = dataset.keys()
+
+    def too_much(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(type(dataset.store), "range", too_much)
+    with pytest.raises(FormatError, match=rf"train-1-00001\.tar \[{keys[2]}\]: \d+ bytes, more than memory"):
+        dataset.members(2)
+
+
+def test_an_image_with_another_beginning_is_named(zarr_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = shards.open(zarr_set, "train")
+    keys, honest = dataset.keys(), ZarrReader._member
+    monkeypatch.setattr(
+        ZarrReader, "_member", lambda self, name, i: b"GIF" if name == "image" else honest(self, name, i)
+    )
+    with pytest.raises(FormatError, match=rf"sample {keys[3]} \[image\]: not a JPEG"):
+        dataset.members(3)

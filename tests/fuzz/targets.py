@@ -175,7 +175,8 @@ def _counts(data: bytes) -> None:
 
 
 def _polygon(data: bytes) -> None:
-    numbers = np.frombuffer(data[: len(data) // 4 * 4], np.float32).astype(np.float64).tolist()
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        numbers = np.frombuffer(data[: len(data) // 4 * 4], np.float32).astype(np.float64).tolist()
     runs = polygon_runs([numbers[:-6], numbers[-6:]] if len(numbers) > 14 else [numbers], 24, 30, "here")
     assert not len(runs) or (runs.min() >= 0 and runs.max() <= 720)
 

@@ -20,6 +20,7 @@ class Numbers:
     def __init__(self, groups: list[int]) -> None:
         self.groups, self.split, self.folder = groups, "train", "numbers"
         self.manifest = SimpleNamespace(digest="d" * 64)
+        self.store = SimpleNamespace(room=None)  # a folder
 
     def __len__(self) -> int:
         return sum(self.groups)

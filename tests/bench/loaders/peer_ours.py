@@ -80,8 +80,14 @@ def batches(job: Job) -> Iterator[Pair]:
     if job.mode != "raw":
         single_threaded()
     for batch in loader(job).epoch(0):
-        if isinstance(batch[0][1], shards.SoftLabel):
-            images, labels = zip(*batch, strict=True)
-            yield np.stack(images), planes(labels)
-        else:
-            yield stack(batch)
+        stacked = together(batch)
+        del batch  # or the samples would stay beside it until the next batch is there
+        yield stacked
+
+
+def together(batch: list[Pair]) -> Pair:
+    """A batch as arrays; soft labels as planes."""
+    if not isinstance(batch[0][1], shards.SoftLabel):
+        return stack(batch)
+    images, labels = zip(*batch, strict=True)
+    return np.stack(images), planes(labels)

@@ -170,8 +170,8 @@ def open_split(
         split, scale: of those that it holds.
         cache: for a URL, the folder that keeps what was fetched, or its settings; None: as the environment says
             (SEGSHARDS_CACHE, SEGSHARDS_CACHE_GB).
-        check: hash each file of a folder whole when a process first reads of it, so that no flipped bit passes for
-            data: two or three per cent of decoding one epoch, once. Remote files are hashed as they arrive.
+        check: let no flipped bit pass for data: each sample's checksum is compared when it is read; what has none
+            (Zarr, sets of before) is hashed whole when a process first reads of it, remote files as they arrive.
 
     Raises:
         UserError: no shard set there, or no such split or scale in it; says what there is.

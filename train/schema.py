@@ -57,7 +57,7 @@ class Data(Section):
     than the cache (shards/order.py).
     scaled_decode: with mode = "rescale", let JPEGs that shrink to 1/2 or less be decoded at 1/2, 1/4 or 1/8 first
     (shards/codec/scaled.py): faster, and not quite the same pixels. Labels stay exact.
-    check: hash each file of a local shard set whole when it is first read of; without, damage may pass for data.
+    check: compare checksums when samples are read (shards/dataset.py); without, damage may pass for data.
     target_stride: k > 1 softens the label to one cell for k x k pixels of the image, after augmentation: with
     model.head = "cosine" alone, whose loss is taken on that grid.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -288,6 +289,51 @@ def recompressed(png: bytes) -> bytes:
     return out.getvalue()
 
 
+def republished(folder: Path, **changes: object) -> OpenSet:
+    """The tiny set with another manifest, sealed anew."""
+    manifest = build(folder)
+    shards.manifest.publish(manifest.model_copy(update={**changes, "digest": ""}), folder)
+    return OpenSet.at(folder)
+
+
+def test_class_tables_and_labels_that_differ(tar_set: Path, tmp_path: Path) -> None:
+    table = shards.ClassTable.make(["road", "van", "pole"])
+    other = republished(tmp_path / "other", classes=table.to_dict(), classes_digest=table.digest)
+    assert "class tables differ: class 1: 'car' and 'van'" in {str(d) for d in diff(OpenSet.at(tar_set), other)}
+    splits = other.manifest.splits
+    bare = republished(
+        tmp_path / "bare", splits={**splits, "test": splits["test"].model_copy(update={"labelled": True})}
+    )
+    assert "test: labelled in one of the sets only" in {str(d) for d in before_errors(OpenSet.at(tar_set), bare)}
+    with pytest.raises(SettingsError, match="split 'test' is labelled in some of the sets"):
+        plan_merge([OpenSet.at(tar_set), bare], None, prefix=True)
+
+
+def before_errors(a: OpenSet, b: OpenSet) -> list[object]:
+    """Differences up to the first sample that cannot be decoded."""
+    found: list[object] = []
+    with contextlib.suppress(shards.FormatError):
+        found.extend(difference for difference in diff(a, b))
+    return found
+
+
+def test_another_order_is_told(tar_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = builder._write_tar
+    monkeypatch.setattr(builder, "_write_tar", lambda *given: honest(*given[:3], given[3][::-1], given[4]))
+    build(tmp_path / "other")
+    found = [str(d) for d in diff(OpenSet.at(tar_set), OpenSet.at(tmp_path / "other"))]
+    assert sorted(found) == [f"{split}: samples are stored in another order" for split in ("test", "train")]
+
+
+def test_foreign_statistics_are_refused(tar_set: Path, tmp_path: Path) -> None:
+    for text in ('{"splits": {"train": {"classes": []}}}', '{"splits": []}', "[", '{"splits": {"a": 3}}'):
+        folder = tmp_path / str(abs(hash(text)))
+        build(folder)
+        (folder / "stats.json").write_text(text)
+        with pytest.raises(shards.FormatError, match=r"stats\.json: not the statistics of this set"):
+            converted(folder, tmp_path / "out")
+
+
 def test_share_gaps_are_those_of_dense_labels() -> None:
     random = np.random.default_rng(3)
     for _ in range(30):
@@ -303,6 +349,11 @@ def test_share_gaps_are_those_of_dense_labels() -> None:
 
 def test_equal_shares_over_other_denominators_do_not_differ() -> None:
     a = SoftLabel.from_hard(np.zeros((4, 4), np.uint16))
+    thirds = np.tile(np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0]], np.uint16), (2, 2))
+    same = soften(thirds, "1/3", "box")
+    doubled = SoftLabel(same.base, 36, same.cells, same.starts, same.ids, same.weights * np.uint16(4))
+    assert same.denominator == 9
+    assert not share_gaps(same, doubled).any()
     hard = np.zeros((8, 8), np.uint16)
     hard[:, ::2] = 1
     one = soften(hard, "1/2", "box")

@@ -177,7 +177,6 @@ def share_gaps(a: SoftLabel, b: SoftLabel) -> npt.NDArray[np.float64]:
     starts = np.flatnonzero(np.concatenate(([True], entries[1:] != entries[:-1])))
     gaps = np.zeros(a.base.size)
     np.maximum.at(gaps, entries[starts] >> 16, np.abs(np.add.reduceat(shares, starts)))
-    gaps[gaps < 1e-9] = 0.0  # the same share over another denominator
     return gaps
 
 

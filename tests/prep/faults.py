@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -30,11 +31,14 @@ class Counter:
 
     def __init__(self, at: int, code: int) -> None:
         self.at, self.code, self.calls = at, code, 0
+        self._lock = threading.Lock()  # Zarr writes from threads
 
     def step(self, what: object = None) -> None:
         """One call that writes."""
-        self.calls += 1
-        if self.calls == self.at:
+        with self._lock:
+            self.calls += 1
+            mine = self.calls
+        if mine == self.at:
             raise OSError(self.code, os.strerror(self.code), *([] if what is None else [str(what)]))
 
 

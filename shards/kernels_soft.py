@@ -15,6 +15,45 @@ import numpy as np
 from shards.kernels import jit
 
 COUNT, POSITIVE, ORDER = -1, -2, -3  # what is wrong: flags and entries do not fit, a weight, an entry's place
+SET_BITS = np.zeros((256, 8), np.uint8)  # of each byte, the places of its ones, most significant first, then zeros
+for _byte in range(256):
+    _places = [place for place in range(8) if _byte >> (7 - place) & 1]
+    SET_BITS[_byte, : len(_places)] = _places
+ONES = np.array([_byte.bit_count() for _byte in range(256)], np.uint8)
+PACK = np.uint64(0x8040201008040201)  # times eight bytes of 0 or 1, the first one lowest: its top byte has them as bits
+
+
+@jit
+def read(stored: Any, mixed: Any, further: Any, wide: Any, w: int, denominator: int) -> Any:
+    """A label out of the stored arrays.
+
+    Args:
+        stored: the bytes of ``base``.
+        mixed: the flags, as many as cells and entries want.
+        further: the bytes of ids and of weights, [2, t * bytes].
+        wide: whether ``base`` and ``further`` have two bytes a value.
+        w: columns.
+        denominator: what a cell's weights sum to.
+
+    Returns:
+        what is wrong, 0 for nothing; then base [h * w], cells, starts, ids and weights of ``SoftLabel``.
+    """
+    wide_base, wide_further = wide
+    size, entries = len(stored) >> wide_base, further.shape[1] >> wide_further
+    base = np.empty(size, np.uint16)
+    widen(stored, wide_base, base)
+    edge = np.zeros((size // w, (w + 7) >> 3 << 3), np.uint8)
+    borders = mark_borders(base.reshape(-1, w), edge)
+    cells, order = np.empty(entries, np.int32), np.empty(entries, np.int32)
+    found = find_mixed_cells(mixed, edge, borders, w, cells, order)
+    starts = np.zeros(max(found, 0) + 1, np.int64)
+    ids, weights = np.empty(0, np.uint16), np.empty(0, np.uint16)
+    if found < 0 or count_entries(mixed, size, order[:found], entries, starts):
+        return COUNT, base, cells, starts, ids, weights
+    cells = cells[:found].copy()
+    ids, weights = np.empty(starts[-1], np.uint16), np.empty(starts[-1], np.uint16)
+    place_entries(further, (wide_further, not wide_base), order[:found], starts, ids, weights)
+    return complete(base, cells, starts, ids, weights, denominator), base, cells, starts, ids, weights
 
 
 @jit
@@ -52,74 +91,119 @@ def _bit(bits: Any, at: int) -> Any:
 
 
 @jit
-def _next(bits: Any, at: int, end: int) -> int:
-    """The first flag from ``at`` on that is set, ``end`` where there is none before."""
-    while at < end:
-        if at & 7 == 0 and bits[at >> 3] == 0:
-            at += 8
-        elif _bit(bits, at):
-            return at
-        else:
-            at += 1
-    return end
-
-
-@jit
-def list_borders(edge: Any, w: int, borders: Any) -> None:
-    """Flat indices of the cells that ``mark_borders`` has marked, rising, into int32 [how many + 1].
-
-    ``edge`` is [h, W] with W a multiple of 8, zeros beyond w.
-    """
-    words = edge.view(np.uint64)
-    found = 0
-    for i in range(len(edge)):
-        for first in range(0, w, 8):
-            if words[i, first >> 3]:
-                for j in range(first, first + 8):  # no branch: which of them are marked, nobody can foresee
-                    borders[found] = i * w + j
-                    found += edge[i, j]
-
-
-@jit
-def find_mixed_cells(bits: Any, borders: Any, size: int, cells: Any, order: Any, others: Any) -> int:
+def find_mixed_cells(bits: Any, edge: Any, count: int, w: int, cells: Any, order: Any) -> int:
     """List the mixed cells: ``cells`` their flat indices, rising; ``order`` their places there as the flags go on.
 
     Args:
-        bits: the flags, at least ``size``: those of the border cells, then those of the others.
-        borders: flat indices of the border cells, rising.
-        size: h * w.
-        cells, order, others: int32 [t]; the last one is scratch.
+        bits: the flags, at least h * w: those of the border cells, then those of the others.
+        edge: the border cells [h, W], W a multiple of 8, zeros beyond w.
+        count: how many they are.
+        w: columns.
+        cells, order: int32 [t].
 
     Returns:
         How many, or COUNT where there are more than t.
     """
-    count = len(borders)
-    mine, found, rest = np.empty(count + 1, np.int32), 0, 0
-    for b in range(count):
+    most, size = len(cells), len(edge) * w
+    borders, mine = np.empty((2, count + 8), np.int32)
+    others = np.empty(most + 16, np.int32)
+    _list_borders(edge, w, borders)
+    found = _mixed_borders(bits, borders, count, mine)
+    rest = _mixed_others(bits, borders[:count], size, others)
+    if rest < 0 or found + rest > most:
+        return COUNT
+    a = 0
+    for b in range(rest + 1):
+        end = others[b] if b < rest else size
+        while a < found and mine[a] < end:
+            cells[a + b] = mine[a]
+            order[a] = a + b
+            a += 1
+        if b < rest:
+            cells[a + b] = end
+            order[found + b] = a + b
+    return found + rest
+
+
+@jit
+def _list_borders(edge: Any, w: int, borders: Any) -> None:
+    """Flat indices of the border cells, rising, into int32 [how many + 8]; eight at a time, so that none is guessed."""
+    words, across = edge.reshape(-1).view(np.uint64), edge.shape[1] >> 3
+    marked, count, found = np.empty(len(words) + 1, np.int32), 0, 0
+    for word in range(len(words)):
+        marked[count] = word
+        count += words[word] != 0
+    for n in range(count):
+        word = marked[n]
+        byte = (words[word] * PACK) >> np.uint64(56)
+        first = word // across * w + word % across * 8
+        for k in range(8):
+            borders[found + k] = first + SET_BITS[byte, k]
+        found += ONES[byte]
+
+
+@jit
+def _mixed_borders(bits: Any, borders: Any, count: int, mine: Any) -> int:
+    """Those of ``count`` border cells whose flag is set, into int32 [count + 8]; how many."""
+    found = 0
+    for first in range(0, count - 7, 8):
+        byte = bits[first >> 3]
+        for k in range(8):
+            mine[found + k] = borders[first + SET_BITS[byte, k]]
+        found += ONES[byte]
+    for b in range(count & ~7, count):
         mine[found] = borders[b]
         found += _bit(bits, b)
-    at, before = _next(bits, count, size), 0
-    while at < size:
-        if found + rest == len(cells):
-            return COUNT
-        while before < count and borders[before] - before <= at - count:
+    return found
+
+
+@jit
+def _mixed_others(bits: Any, borders: Any, size: int, others: Any) -> int:
+    """Flat indices of the other cells whose flag is set, rising, into int32 [t + 16]; how many, or COUNT."""
+    count, before = len(borders), 0
+    found = _set_flags(bits, count, size, others)
+    for n in range(found):
+        place = others[n] - count
+        while before < count and borders[before] - before <= place:
             before += 1  # borders[b] - b other cells stand before border cell b
-        others[rest] = at - count + before
-        rest += 1
-        at = _next(bits, at + 1, size)
-    if found + rest > len(cells):
-        return COUNT
-    a, b = 0, 0
-    for m in range(found + rest):
-        if b == rest or (a < found and mine[a] < others[b]):
-            cells[m] = mine[a]
-            order[a] = m
-            a += 1
-        else:
-            cells[m] = others[b]
-            order[found + b] = m
-            b += 1
-    return found + rest
+        others[n] = place + before
+    return found
+
+
+@jit
+def _set_flags(bits: Any, start: int, end: int, flags: Any) -> int:
+    """The places of the ones from bit ``start`` to before bit ``end``, rising, into int32 [t + 16]; how many, or COUNT.
+
+    Whole bytes are looked at, so up to seven ones before and behind are found too, and left out.
+    """
+    first, last = start >> 3, (end + 7) >> 3
+    used, count, found = np.empty(last - first + 1, np.int32), 0, 0
+    for place in range(first, last):
+        used[count] = place
+        count += bits[place] != 0
+    for n in range(count):
+        byte = bits[used[n]]
+        if found + 8 > len(flags):
+            return COUNT
+        for k in range(8):
+            flags[found + k] = 8 * used[n] + SET_BITS[byte, k]
+        found += ONES[byte]
+        if n == 0:
+            found = _without(flags, found, start)
+    while found and flags[found - 1] >= end:
+        found -= 1
+    return found
+
+
+@jit
+def _without(flags: Any, found: int, start: int) -> int:
+    """Take the first flags out that lie before ``start``; how many are left."""
+    before = 0
+    while before < found and flags[before] < start:
+        before += 1
+    for n in range(before, found):
+        flags[n - before] = flags[n]
+    return found - before
 
 
 @jit
@@ -180,26 +264,41 @@ def place_entries(further: Any, wide: Any, order: Any, starts: Any, ids: Any, we
 @jit
 def complete(base: Any, cells: Any, starts: Any, ids: Any, weights: Any, denominator: int) -> int:
     """Give each cell's heaviest class, that of ``base`` [h * w], the rest; 0, or what is wrong: POSITIVE, ORDER."""
-    seen = _scratch(starts)
+    whole, seen = np.int32(denominator), _scratch(starts)
+    positive, rising = True, True
     for m in range(len(cells)):
         first, end = starts[m], starts[m + 1]
-        total = 0
-        for e in range(first + 1, end):
-            if weights[e] == 0:
-                return POSITIVE
-            total += weights[e]
-        if total >= denominator:
-            return POSITIVE
-        ids[first], weights[first] = base[cells[m]], denominator - total
-        for e in range(first + 1, end):
-            if weights[e] > weights[e - 1] or (weights[e] == weights[e - 1] and ids[e] <= ids[e - 1]):
-                return ORDER
-        if end - first == 2:  # most are
-            if ids[first] == ids[first + 1]:
-                return ORDER
-        elif _repeats(ids, first, end, m + 1, seen):
-            return ORDER
-    return 0
+        id, weight = np.int32(base[cells[m]]), np.int32(weights[first + 1])
+        if end - first == 2:  # most are; no branch beyond this one
+            rest, other = whole - weight, np.int32(ids[first + 1])
+            positive &= (weight > 0) & (rest > 0)
+            rising &= (rest > weight) | ((rest == weight) & (other > id))
+            rising &= other != id
+        else:
+            rest = whole - _further_weight(weights, first, end)
+            positive &= (rest > 0) & (weight > 0)
+            ids[first], weights[first] = id, max(rest, 0)
+            rising &= _rises(ids, weights, first, end) and not _repeats(ids, first, end, m + 1, seen)
+        ids[first], weights[first] = id, rest
+    return 0 if positive and rising else ORDER if positive else POSITIVE
+
+
+@jit
+def _further_weight(weights: Any, first: int, end: int) -> int:
+    """The sum of a cell's weights behind its first, or more than any denominator where one of them is 0."""
+    total = 0
+    for e in range(first + 1, end):
+        total += weights[e] if weights[e] else 1 << 16
+    return total
+
+
+@jit
+def _rises(ids: Any, weights: Any, first: int, end: int) -> bool:
+    """Whether a cell's weights fall and ids rise among equal ones."""
+    for e in range(first + 1, end):
+        if weights[e] > weights[e - 1] or (weights[e] == weights[e - 1] and ids[e] <= ids[e - 1]):
+            return False
+    return True
 
 
 @jit

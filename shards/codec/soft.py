@@ -101,27 +101,16 @@ def _joined(stored: Array, mixed: Array, further: Array, denominator: int) -> So
     """The label out of its arrays; raises DamageError where they contradict each other."""
     from shards import kernels_soft
 
-    narrow, entries = stored.dtype == np.uint8, further.shape[1]
+    wide = stored.dtype != np.uint8, further.dtype != np.uint8
     height, width = stored.shape
-    base = np.empty((height, width), np.uint16)
-    kernels_soft.widen(_bytes(stored.reshape(-1)), not narrow, base.reshape(-1))
-    edge = np.zeros((height, -(-width // 8) * 8), np.uint8)
-    borders = np.empty(kernels_soft.mark_borders(base, edge) + 1, np.int32)
-    kernels_soft.list_borders(edge, width, borders)
-    cells, order, rest = np.empty((3, entries), np.int32)
-    found = kernels_soft.find_mixed_cells(mixed, borders[:-1], base.size, cells, order, rest)
-    starts = np.zeros(max(found, 0) + 1, np.int64)
-    if found < 0 or kernels_soft.count_entries(mixed, base.size, order[:found], entries, starts):
-        raise DamageError(f"{entries} further classes found; the cell flags want another number")
-    cells, order = cells[:found].copy(), order[:found]
-    ids, weights = np.empty(starts[-1], np.uint16), np.empty(starts[-1], np.uint16)
-    kernels_soft.place_entries(_bytes(further), (further.dtype != np.uint8, narrow), order, starts, ids, weights)
-    wrong = kernels_soft.complete(base.reshape(-1), cells, starts, ids, weights, denominator)
+    wrong, base, *rest = kernels_soft.read(_bytes(stored.reshape(-1)), mixed, _bytes(further), wide, width, denominator)
+    if wrong == kernels_soft.COUNT:
+        raise DamageError(f"{further.shape[1]} further classes found; the cell flags want another number")
     if wrong == kernels_soft.POSITIVE:
         raise DamageError("weights of a cell are not positive or pass the denominator")
     if wrong == kernels_soft.ORDER:
         raise DamageError("the classes of a cell are not in order or repeat")
-    return SoftLabel(base, denominator, cells, starts, ids, weights)
+    return SoftLabel(base.reshape(height, width), denominator, *rest)
 
 
 def _bytes(array: Array) -> npt.NDArray[np.uint8]:

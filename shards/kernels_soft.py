@@ -108,7 +108,7 @@ def find_mixed_cells(bits: Any, edge: Any, count: int, w: int, cells: Any, order
     borders, mine = np.empty((2, count + 8), np.int32)
     others = np.empty(most + 16, np.int32)
     _list_borders(edge, w, borders)
-    found = _mixed_borders(bits, borders, count, mine)
+    found: int = _mixed_borders(bits, borders, count, mine)
     rest = _mixed_others(bits, borders[:count], size, others)
     if rest < 0 or found + rest > most:
         return COUNT
@@ -161,7 +161,7 @@ def _mixed_borders(bits: Any, borders: Any, count: int, mine: Any) -> int:
 def _mixed_others(bits: Any, borders: Any, size: int, others: Any) -> int:
     """Flat indices of the other cells whose flag is set, rising, into int32 [t + 16]; how many, or COUNT."""
     count, before = len(borders), 0
-    found = _set_flags(bits, count, size, others)
+    found: int = _set_flags(bits, count, size, others)
     for n in range(found):
         place = others[n] - count
         while before < count and borders[before] - before <= place:
@@ -265,7 +265,7 @@ def place_entries(further: Any, wide: Any, order: Any, starts: Any, ids: Any, we
 def complete(base: Any, cells: Any, starts: Any, ids: Any, weights: Any, denominator: int) -> int:
     """Give each cell's heaviest class, that of ``base`` [h * w], the rest; 0, or what is wrong: POSITIVE, ORDER."""
     whole, seen = np.int32(denominator), _scratch(starts)
-    positive, rising = True, True
+    positive, rising = np.bool_(True), np.bool_(True)
     for m in range(len(cells)):
         first, end = starts[m], starts[m + 1]
         id, weight = np.int32(base[cells[m]]), np.int32(weights[first + 1])

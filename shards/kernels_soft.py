@@ -112,6 +112,7 @@ def find_mixed_cells(bits: Any, edge: Any, count: int, w: int, cells: Any, order
     rest = _mixed_others(bits, borders[:count], size, others)
     if rest < 0 or found + rest > most:
         return COUNT
+    total: int = found + rest
     a = 0
     for b in range(rest + 1):
         end = others[b] if b < rest else size
@@ -122,7 +123,7 @@ def find_mixed_cells(bits: Any, edge: Any, count: int, w: int, cells: Any, order
         if b < rest:
             cells[a + b] = end
             order[found + b] = a + b
-    return found + rest
+    return total
 
 
 @jit
@@ -265,22 +266,24 @@ def place_entries(further: Any, wide: Any, order: Any, starts: Any, ids: Any, we
 def complete(base: Any, cells: Any, starts: Any, ids: Any, weights: Any, denominator: int) -> int:
     """Give each cell's heaviest class, that of ``base`` [h * w], the rest; 0, or what is wrong: POSITIVE, ORDER."""
     whole, seen = np.int32(denominator), _scratch(starts)
-    positive, rising = np.bool_(True), np.bool_(True)
+    weightless: Any = 0  # cells
+    disordered: Any = 0
     for m in range(len(cells)):
         first, end = starts[m], starts[m + 1]
         id, weight = np.int32(base[cells[m]]), np.int32(weights[first + 1])
         if end - first == 2:  # most are; no branch beyond this one
             rest, other = whole - weight, np.int32(ids[first + 1])
-            positive &= (weight > 0) & (rest > 0)
-            rising &= (rest > weight) | ((rest == weight) & (other > id))
-            rising &= other != id
+            weightless += (weight <= 0) | (rest <= 0)
+            disordered += (rest < weight) | ((rest == weight) & (other < id)) | (other == id)
         else:
             rest = whole - _further_weight(weights, first, end)
-            positive &= (rest > 0) & (weight > 0)
+            weightless += rest <= 0
             ids[first], weights[first] = id, max(rest, 0)
-            rising &= _rises(ids, weights, first, end) and not _repeats(ids, first, end, m + 1, seen)
+            disordered += not _rises(ids, weights, first, end) or _repeats(ids, first, end, m + 1, seen)
         ids[first], weights[first] = id, rest
-    return 0 if positive and rising else ORDER if positive else POSITIVE
+    if weightless:
+        return POSITIVE
+    return ORDER if disordered else 0
 
 
 @jit

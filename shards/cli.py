@@ -21,7 +21,7 @@ from shards.picture import blend, colourise, entropy_map, overlay
 from shards.sets.cli import COMMANDS
 from shards.softlabel import SoftLabel
 from shards.statistics import LabelCounts, class_mass, count_labels
-from shards.store import Place, as_place
+from shards.store import Place, as_folder, as_place
 from shards.terminal import Progress, main_of, say
 from shards.verify import count_steps, verify
 
@@ -72,7 +72,7 @@ def _ls_line(manifest: Manifest, name: str, scale: str) -> str:
 @click.option("--split", help="Which split; the first that holds the key without it.")
 @click.option("--scale", help="Which scale; the largest stored without it.")
 @click.option("--key", help="Which sample; the first without it.")
-@click.option("--save", type=click.Path(path_type=Path), help="Write image, colourised label and entropy map here.")
+@click.option("--save", type=as_folder, help="Write image, colourised label and entropy map here.")
 @QUIET
 def cat(out: Place, split: str | None, scale: str | None, key: str | None, save: Path | None, quiet: bool) -> None:
     """Print one sample; with --save write pictures of it."""

@@ -44,7 +44,8 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 ScaleText = Annotated[str, AfterValidator(_scale)]
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class _Strict(BaseModel):

@@ -21,11 +21,12 @@ from shards.sets.merge import merge, plan_merge
 from shards.sets.newset import check_new
 from shards.sets.plan import Format, OpenSet
 from shards.sets.subset import Choice, plan_subset, subset
-from shards.store import Place, as_place
+from shards.store import Place, as_folder, as_place
 from shards.terminal import Progress, say
 
 MB = 1_000_000
-OUT = click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The new shard set.")
+MOST_MB = 1_000_000  # of a shard
+OUT = click.option("--out", type=as_folder, required=True, metavar="DIR", help="The new shard set.")
 QUIET = click.option("--quiet", is_flag=True, help="Print results only.")
 FORMAT = click.option("--format", "format_", type=click.Choice(("webdataset", "zarr")), help="How it is stored.")
 SOURCE = click.argument("source", type=as_place, metavar="DIR|URL")
@@ -75,7 +76,7 @@ def merge_command(
 @click.option("--first", type=click.IntRange(1), metavar="N", help="The first N samples of each split.")
 @click.option("--draw", type=click.IntRange(1), metavar="N", help="N samples of each split, drawn by --seed.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--shard-size", type=click.FloatRange(0, min_open=True), default=256, show_default=True, metavar="MB")
+@click.option("--shard-size", type=float, default=256, show_default=True, metavar="MB")
 @QUIET
 def subset_command(
     source: Place,
@@ -93,10 +94,13 @@ def subset_command(
     """Some samples, splits or scales as a set of its own."""
     check_new(out)
     wanted = None if keys is None else _read_keys(keys)
+    if not 0 < shard_size <= MOST_MB:  # nor is NaN
+        raise SettingsError(f"--shard-size {shard_size:g} found: expected more than 0 and at most {MOST_MB:,} MB")
+    limit = round(shard_size * MB) or 1
     choice = Choice(splits, tuple(scales.split(",")) if scales else (), wanted, classes, first, draw, seed)
     opened = OpenSet.at(source)
     with Progress(None, "samples looked at", quiet or not classes) as progress:
-        plan = plan_subset(opened, choice, round(shard_size * MB) or 1, progress.advance)
+        plan = plan_subset(opened, choice, limit, progress.advance)
     with Progress(2 * plan.steps, "samples", quiet) as progress:
         manifest = subset(plan, out, progress.advance)
     left = [name for name in choice.splits or opened.manifest.splits if name not in manifest.splits]

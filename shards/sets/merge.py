@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.errors import SettingsError
-from shards.manifest import Manifest
+from shards.manifest import NAME, Manifest
 from shards.published import QUARANTINE
 from shards.sets.plan import Format, OpenSet, Part, SetPlan, SplitPlan, every_sample, origin
 from shards.sets.summary import count_set
@@ -27,10 +28,15 @@ def plan_merge(sources: Sequence[OpenSet], name: str | None, prefix: bool, forma
         format: how it is stored; that of the first one without it.
 
     Raises:
-        SettingsError: they differ in class table, filter, scales or protocol, or a split is labelled in some only.
+        SettingsError: they differ in class table, filter, scales or protocol, a split is labelled in some only, or no
+            set can have that name.
     """
     if len(sources) < 2:
         raise SettingsError(f"{len(sources)} shard set found: expected two or more to merge")
+    if name is not None and not re.fullmatch(NAME, name):
+        raise SettingsError(
+            f"--name {name!r} found; expected at most 64 letters, digits, _ and -, the first a letter or digit"
+        )
     for other in sources[1:]:
         _check_alike(sources[0], other)
     names = list(dict.fromkeys(split for source in sources for split in source.manifest.splits))

@@ -28,7 +28,7 @@ def new_set(out: Path) -> Iterator[Path]:
         SettingsError: `out` is there already, or another process is making it now.
     """
     check_new(out)
-    out = out.absolute()
+    out = Path(os.path.realpath(out))  # a link to an empty folder: what it leads to is replaced
     with _locked(out):
         check_new(out)  # somebody may have finished it before the lock was ours
         place = out.with_name(f".{out.name}.partial")
@@ -46,7 +46,13 @@ def new_set(out: Path) -> Iterator[Path]:
 
 
 def check_new(out: Path) -> None:
-    """SettingsError unless `out` is a new or an empty folder."""
+    """SettingsError unless `out` is a new or an empty folder, which a finished one can take the place of."""
+    real = Path(os.path.realpath(out))
+    if real.is_symlink() or (real.is_mount() and not any(real.iterdir())):
+        what = "a link in a circle" if real.is_symlink() else "a mount point, which nothing can be renamed to"
+        raise SettingsError(
+            f"{out} is {what}: expected a new or empty folder; choose another --out, such as one below it"
+        )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is there already: expected a new or empty folder; choose another --out")
 

@@ -102,9 +102,15 @@ class SplitPlan:
         keys = [key for part in self.parts for key in part.keys()]  # noqa: SIM118  # not a dict
         twice = [key for key, count in Counter(keys).items() if count > 1] if len(set(keys)) < len(keys) else []
         if twice:
+            prefixed = any(part.prefix for part in self.parts)
+            remedy = (
+                "the sets have one name, so --prefix cannot tell them apart; choose other samples of one of them with "
+                "seg-shards subset --keys"
+                if prefixed
+                else "give --prefix to put each set's name before its keys"
+            )
             raise SettingsError(
-                f"split {self.name!r} would hold the key {twice[0]!r} twice ({len(twice)} such keys): give --prefix to "
-                "put each set's name before its keys"
+                f"split {self.name!r} would hold the key {twice[0]!r} twice ({len(twice)} such keys): {remedy}"
             )
         return keys
 

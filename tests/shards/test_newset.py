@@ -16,7 +16,7 @@ import pytest
 
 from shards import SettingsError
 from shards.sets import newset
-from shards.sets.newset import new_set
+from shards.sets.newset import check_new, new_set
 
 
 def names(folder: Path) -> list[str]:
@@ -37,6 +37,25 @@ def test_a_set_is_there_whole_and_nothing_beside_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make(tmp_path / "empty", "mine")
     assert names(tmp_path / "empty") == ["set"]
+
+
+def test_links_are_followed_and_what_cannot_be_replaced_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder cannot be renamed to a link or a mount point: that must not show when all the work is done."""
+    (tmp_path / "empty").mkdir()
+    for name, target in {"link": "empty", "dangling": "there", "circle": "circle"}.items():
+        (tmp_path / name).symlink_to(target)
+    make(tmp_path / "link", "mine")
+    make(tmp_path / "dangling", "mine")
+    assert names(tmp_path) == ["circle", "dangling", "empty", "link", "there"]
+    assert [names(tmp_path / name) for name in ("empty", "link", "there")] == [["set"]] * 3
+    with pytest.raises(SettingsError, match="is a link in a circle: expected a new or empty folder"):
+        check_new(tmp_path / "circle")
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(SettingsError, match="is a mount point, which nothing can be renamed to: expected a new"):
+        check_new(tmp_path / "volume")
 
 
 @pytest.mark.parametrize("moment", ["sync", "replace before", "replace after", "sync_folder"])

@@ -426,6 +426,34 @@ def test_the_commands(real_pair: dict[str, Path], tmp_path: Path) -> None:
         assert list(verify(tmp_path / folder)) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["merge", "--name", "my set"], "--name 'my set' found; expected at most 64 letters, digits, _ and -"),
+        (["merge", "--name", ""], "--name '' found"),
+        (["merge", "--name", "both\n"], "found; expected at most 64 letters"),
+        (["merge"], "give --prefix to put each set's name before its keys"),
+        (["merge", "--prefix"], "the sets have one name, so --prefix cannot tell them apart; choose other samples"),
+        (["subset", "--shard-size", "nan"], "--shard-size nan found: expected more than 0 and at most 1,000,000 MB"),
+        (["subset", "--shard-size", "inf"], "--shard-size inf found"),
+        (["subset", "--shard-size", "0"], "--shard-size 0 found"),
+        (["subset", "--out", "s3://bucket/set"], "s3://bucket/set found for a place to write to; expected a folder"),
+        (["cat", "--save", "s3://bucket/set"], "s3://bucket/set found for a place to write to; expected a folder"),
+    ],
+)
+def test_options_that_cannot_be(
+    tar_set: Path, tmp_path: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *options = words
+    sources = [tar_set, tar_set] if name == "merge" else [tar_set]
+    out = [] if "--out" in options or name == "cat" else ["--out", "new"]
+    with pytest.raises(SettingsError) as caught:
+        run(name, *sources, *out, *options)
+    assert says in str(caught.value)
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_an_output_that_is_there_is_refused_before_anything_is_read(tar_set: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")

@@ -74,12 +74,13 @@ def build(
     if fresh and update:
         raise SettingsError("--fresh and --update found: expected one of them, to start over or to keep what can be")
     plan = make_checked_plan(reader, settings, out)
-    finished = None if fresh else _published(out)
-    if finished and not update:
-        _check_finished(finished, plan, out)
-        return Outcome(finished, None, read_quarantine(finished, out))
-    if fresh or not outdir.is_ours(out):
-        outdir.check_no_foreign(out)
+    with outdir.undisturbed(out):
+        finished = None if fresh else _published(out)
+        if finished and not update:
+            _check_finished(finished, plan, out)
+            return Outcome(finished, None, read_quarantine(finished, out))
+        if fresh or not outdir.is_ours(out):
+            outdir.check_no_foreign(out)
     with outdir.locked(out) as folder:
         if fresh:
             outdir.clear(out)

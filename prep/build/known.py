@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 
 from prep.build.source import DIGEST_AT, DIGEST_BYTES
+from shards.errors import naming
 
 U64 = npt.NDArray[np.uint64]
 
@@ -45,10 +47,13 @@ class Known:
 
     @classmethod
     def write(cls, path: Path, digests: bytes) -> Known:
-        """The table of digests, 16 bytes a line."""
+        """The table of digests, 16 bytes a line. Raises OSError (disk full)."""
         first, second = halves(digests)
         order = np.argsort(first, kind="stable")
-        np.save(path, np.stack([first[order], second[order], order.astype(np.uint64)]))
+        table = np.stack([first[order], second[order], order.astype(np.uint64)])
+        with naming(path), open(path, "wb") as file:
+            write_array_header_1_0(file, header_data_from_array_1_0(table))
+            file.write(table.data)  # np.save does not say that the disk is full
         return cls(path)
 
     def __getstate__(self) -> dict[str, Any]:

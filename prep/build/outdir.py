@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shards.errors import SettingsError
+from shards.errors import SegshardsError, SettingsError
 from shards.lock import is_at, take
 
 BUILD = ".build"
@@ -53,7 +53,8 @@ def foreign_files(out: Path) -> list[str]:
     if not out.is_dir():
         return []
     names = sorted(path.relative_to(out).as_posix() for path in _files(out))
-    return [name for name in names if not (is_ours(out) and _OURS.fullmatch(name))]
+    ours = is_ours(out)  # once: it reads the manifest
+    return [name for name in names if not (ours and _OURS.fullmatch(name))]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -103,6 +104,40 @@ def clear_building(out: Path) -> None:
 
 
 @contextmanager
+def undisturbed(out: Path) -> Iterator[None]:
+    """Look at the folder without its lock: what is missing or odd because another build is at work is told as that."""
+    before = _manifest_stamp(out)
+    try:
+        yield
+    except (SegshardsError, OSError):
+        if _is_held(out / BUILD / LOCK) or _manifest_stamp(out) != before:
+            raise _busy(out) from None
+        raise
+
+
+def _manifest_stamp(out: Path) -> tuple[int, int] | None:
+    try:
+        found = (out / "manifest.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        handle = take(lock) if lock.exists() else -1
+    except OSError:  # gone meanwhile, read-only, or on a file system without locks
+        return False
+    if handle is not None and handle >= 0:
+        os.close(handle)
+    return handle is None
+
+
+def _busy(out: Path) -> SettingsError:
+    return SettingsError(f"another seg-prep is building into {out} now: wait for it, or choose another --out")
+
+
+@contextmanager
 def locked(out: Path) -> Iterator[Path]:
     """Hold `<out>/.build/` for this process alone and yield it; SettingsError where another build holds it.
 
@@ -136,7 +171,7 @@ def _take(out: Path, created: list[Path]) -> int:
             "another --out"
         ) from None
     if handle is None:
-        raise SettingsError(f"another seg-prep is building into {out} now: wait for it, or choose another --out")
+        raise _busy(out)
     return handle
 
 
@@ -155,10 +190,11 @@ def _remove_unused(build: Path, created: list[Path]) -> None:
 
 
 def remove_build_folder(out: Path) -> None:
-    """Remove the build folder of a build that is published."""
+    """Remove the build folder of a build that is published; not that of an update which has begun to take its place."""
     if (out / BUILD).is_dir():
         with locked(out) as build:
-            remove_held(build)
+            if (out / "manifest.json").exists():
+                remove_held(build)
 
 
 def remove_held(build: Path) -> None:

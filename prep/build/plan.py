@@ -11,7 +11,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from prep.build.settings import Settings
 from prep.places import place_name, place_size
 from prep.raw import FilePart, RawSample, Reader
 from shards.errors import LayoutError, SettingsError
+from shards.scale import Scale
 
 # Samples that travel to a worker and back together: few, so that memory stays flat; more in builds so large that
 # their images are small or their journal would be long.
@@ -149,7 +150,22 @@ def _choose_splits(reader: Reader, settings: Settings) -> tuple[str, ...]:
                 f"split '{name}' not found under {settings.root}: {reader.name} has {', '.join(present)} there; "
                 "choose among these with --split"
             )
-    return tuple(name for name in present if not settings.splits or name in settings.splits)
+    chosen = tuple(name for name in present if not settings.splits or name in settings.splits)
+    _check_streams(chosen, settings.scales)
+    return chosen
+
+
+def _check_streams(splits: tuple[str, ...], scales: tuple[Scale, ...]) -> None:
+    """SettingsError where two splits' shards would have one name: "train" at 1/2 and "train-1" at 2."""
+    seen: dict[str, str] = {}
+    for split, scale in product(splits, scales):
+        what = f"split '{split}' at scale {scale}"
+        first = seen.setdefault(f"{split}-{scale.folder}", what)
+        if first is not what:
+            raise SettingsError(
+                f"{first} and {what} would have shards of one name, {split}-{scale.folder}-00000.tar: expected names "
+                "that differ; rename a split, or leave it or the scale out"
+            )
 
 
 def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._Hash) -> tuple[SplitPlan, int]:

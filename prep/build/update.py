@@ -27,9 +27,10 @@ from prep.build.outdir import MOVED, READY, UPDATE
 from prep.build.plan import Plan
 from prep.build.previous import Previous, key_hash
 from prep.build.publish import check_sizes, pack_store, read_quarantine
-from prep.build.settings import describe_differences, library_versions
+from prep.build.settings import describe_differences, digest_of, library_versions
 from prep.build.sources import SOURCES, building_name
 from prep.build.state import BuildState
+from prep.raw import Reader
 from shards.errors import FormatError, SettingsError
 from shards.manifest import MANIFEST, Manifest, publish_bytes, sync_folder
 from shards.published import store_name
@@ -148,7 +149,13 @@ def is_same(plan: Plan, state: BuildState, previous: Previous) -> bool:
     """Whether the set is what a build from scratch would give, as it is."""
     found = {name: record.sha256 for name, record in state.sources.items()}
     same = found == {name: split.file.sha256 for name, split in previous.splits.items()}
-    return same and not describe_differences(previous.manifest.settings, plan.identity)
+    told = _told_of(previous.manifest) == _told_of(plan.reader)
+    return same and told and not describe_differences(previous.manifest.settings, plan.identity)
+
+
+def _told_of(teller: Manifest | Reader) -> str:
+    """Digest of what a reader tells the manifest beside the settings, such as the name of the file of `--classes`."""
+    return digest_of([teller.title, teller.source, teller.terms, dict(teller.protocol)])
 
 
 def prepare(

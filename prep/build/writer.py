@@ -57,6 +57,8 @@ class ChunkWriter:
         )
         self._journal.append(line)
         self.state.add(line)
+        if chunk.last:
+            self._leave(chunk.split)
 
     def _write_source(
         self, split: str, streams: list[ReusingStream], source: EncodedSource
@@ -81,6 +83,12 @@ class ChunkWriter:
             return []
         pairs = zip(chunk.samples, encoded, strict=True)
         return [key_hash(sample.key) for sample, source in pairs if source.kept is None]
+
+    def _leave(self, split: str) -> None:
+        """Close a split's files: there may be more splits than files that a process may have open."""
+        self._sources.pop(split).close()
+        if self._previous is not None and split in self._previous.splits:
+            self._previous.splits[split].close()
 
     def close(self) -> None:
         """Let go of all files as they are."""

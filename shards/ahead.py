@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+_HERE = threading.local()
 TASK_SECONDS = 0.002  # a task should take this long; handing one over takes about 50 microseconds
 
 
@@ -147,7 +148,8 @@ def _run(work: Callable[[In], Out], items: list[In], stop: threading.Event) -> _
     """A task; it holds no reference to the iterator, which so can be dropped while tasks are left."""
     results: list[Out] = []
     failed: BaseException | None = None
-    began = time.perf_counter()
+    began, before = time.perf_counter(), getattr(_HERE, "stop", None)
+    _HERE.stop = stop
     try:
         for item in items:
             if stop.is_set():
@@ -158,4 +160,13 @@ def _run(work: Callable[[In], Out], items: list[In], stop: threading.Event) -> _
         failed.__cause__ = error
     except BaseException as error:
         failed = error
+    finally:
+        _HERE.stop = before
     return _Done(results, failed, time.perf_counter() - began)
+
+
+def unwanted() -> bool:
+    """Whether nobody waits any more for what this thread works on; work that takes seconds looks now and then, since
+    `close`, and the end of the program, wait for it."""
+    stop = getattr(_HERE, "stop", None)
+    return stop is not None and stop.is_set()

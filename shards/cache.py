@@ -17,12 +17,14 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shards.ahead import unwanted
 from shards.errors import FormatError, SettingsError, UserError
 from shards.local import OpenFile, open_file
 from shards.lock import is_at
@@ -34,8 +36,11 @@ FOLDER, GIGABYTES = "SEGSHARDS_CACHE", "SEGSHARDS_CACHE_GB"
 DEFAULT_MOST = 64 * 10**9
 _NAME = re.compile(r"[0-9a-f]{64}(-(\d+)\.part)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OPEN = (errno.EMFILE, errno.ENFILE)
+_NOT_ITS_FAULT = (*_OPEN, errno.EACCES, errno.EPERM, errno.ENOMEM)  # a file that does not open may be sound
 _READ = 1 << 20
 _DIGITS = 20
+_PAUSE = 0.02  # seconds between looks at a lock that another has
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,11 @@ class CacheSettings:
         """Settings as they are, of a folder, or of the environment: SEGSHARDS_CACHE, SEGSHARDS_CACHE_GB.
 
         Raises:
-            SettingsError: SEGSHARDS_CACHE_GB is no number above 0.
+            SettingsError: SEGSHARDS_CACHE_GB is no number above 0, or there is neither SEGSHARDS_CACHE nor a home.
         """
         if isinstance(given, CacheSettings):
             return given
-        folder = given or os.environ.get(FOLDER) or Path.home() / ".cache" / "segshards"
+        folder = given or os.environ.get(FOLDER) or _at_home()
         text = os.environ.get(GIGABYTES)
         if not text:
             return cls(Path(folder))
@@ -148,15 +153,22 @@ class Cache:
                     return found
 
     def find(self, file: File) -> OpenFile | None:
-        """Open a file if it is here, and count that as a use. One of the wrong size (a torn disk) is dropped."""
+        """Open a file if it is here, and count that as a use. One of the wrong size (a torn disk) is dropped.
+
+        Raises:
+            UserError: it cannot be opened here and now.
+        """
         path = self.path(file)
-        if not path.exists():
-            return None
-        try:
-            found = open_file(path, file.bytes)
-        except FormatError:
-            self.drop(file)
-            return None
+        with self._troubles():
+            if not path.exists():
+                return None
+            try:
+                found = open_file(path, file.bytes)
+            except FormatError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NOT_ITS_FAULT:
+                    raise error.__cause__ from None
+                self.drop(file)
+                return None
         with suppress(OSError):  # evicted just now, or another user's: it is open
             os.utime(path)
         return found
@@ -211,7 +223,10 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            while not _taken(fd):
+                if unwanted():
+                    raise UserError(f"stopped while another process or thread was at work in the cache {self.folder}")
+                time.sleep(_PAUSE)
             yield fd if is_at(fd, path) else None
         finally:
             with suppress(OSError):
@@ -291,9 +306,30 @@ class Cache:
             yield
         except OSError as error:
             remedy = "free space there" if error.errno in _FULL else "make it writable"
-            raise UserError(
-                f"the cache {self.folder} cannot be used ({error.strerror}): {remedy}, or set {FOLDER} to another place"
-            ) from error
+            remedy = f"{remedy}, or set {FOLDER} to another place"
+            remedy = "let this process open more files (ulimit -n)" if error.errno in _OPEN else remedy
+            raise UserError(f"the cache {self.folder} cannot be used ({error.strerror}): {remedy}") from error
+
+
+def _taken(fd: int) -> bool:
+    """Lock a file, unless another holder has it."""
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _at_home() -> Path:
+    """Where the cache lies unless somebody says so."""
+    try:
+        return Path.home() / ".cache" / "segshards"
+    except RuntimeError as error:  # a container's user that nobody knows
+        raise SettingsError(
+            f"no home folder found for a cache: set {FOLDER} to a folder that can be written"
+        ) from error
 
 
 def _noted(fd: int) -> int | None:

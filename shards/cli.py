@@ -21,7 +21,7 @@ from shards.picture import blend, colourise, entropy_map, overlay
 from shards.sets.cli import COMMANDS
 from shards.softlabel import SoftLabel
 from shards.statistics import LabelCounts, class_mass, count_labels
-from shards.store import Place, as_folder, as_place
+from shards.store import Place, as_folder, as_place, open_store
 from shards.terminal import Progress, main_of, say
 from shards.verify import count_steps, verify
 
@@ -102,7 +102,10 @@ def _find(out: Place, split: str | None, scale: str | None, key: str | None) -> 
     datasets = [open_split(out, name, wanted) for name in names]
     found = next((d for d in datasets if key is None or key in d.keys()), None)  # noqa: SIM118  # not a dict
     if found is None:
-        raise UserError(f"key {key!r} not found in {out} ({', '.join(names)}); seg-shards ls {out} --keys lists them")
+        where = datasets[0].folder
+        raise UserError(
+            f"key {key!r} not found in {where} ({', '.join(names)}); seg-shards ls {where} --keys lists them"
+        )
     return found
 
 
@@ -156,7 +159,8 @@ def verify_command(out: Place, quiet: bool) -> int:
         for problem in verify(out, progress.advance):
             click.echo(problem, err=True)
             problems += 1
-    say(f"{problems} problems found in {out}" if problems else f"{out} is sound", quiet and not problems)
+    name = open_store(out).name
+    say(f"{problems} problems found in {name}" if problems else f"{name} is sound", quiet and not problems)
     return 2 if problems else 0
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from shards.errors import UserError, first_line
 
 PIECE = 1 << 20  # bytes at a time
+PLAIN = "/%:@!$&'()*+,;=~?"  # in an address as people give it: letters of other alphabets and spaces are quoted
 AGAIN = (408, 425, 429)  # besides 500 and more: HTTP errors that pass
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -70,9 +71,18 @@ def source_at(url: str, timeout: float) -> Source:
     """What reads below a URL.
 
     Raises:
-        UserError: a scheme that nobody knows, a package that is missing, a password in the URL.
+        UserError: no URL, a scheme that nobody knows, a package that is missing, a password in the URL.
     """
-    return HttpSource(url, timeout) if urlsplit(url).scheme in ("http", "https") else FsspecSource(url)
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:
+        raise UserError(f"{shown(url)} is no URL ({error}): expected one such as https://host/folder") from error
+    return HttpSource(url, timeout) if scheme in ("http", "https") else FsspecSource(url)
+
+
+def shown(url: str) -> str:
+    """A URL for messages: what follows "?" may be a secret, a password is one."""
+    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1@", url.partition("?")[0]).rstrip("/")
 
 
 class HttpSource:
@@ -82,6 +92,9 @@ class HttpSource:
         self._parts, self._timeout = urlsplit(url), timeout
         if "@" in self._parts.netloc:
             raise UserError(f"a password found in the URL for {self._parts.hostname}; expected none: use a signed URL")
+        self._path, self._query = (
+            quote(part, safe=PLAIN) for part in (self._parts.path.rstrip("/"), self._parts.query)
+        )
         handlers = (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler)
         more = (urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor)
         self._opener = urllib.request.OpenerDirector()  # of redirects, follows those to the web only
@@ -90,14 +103,14 @@ class HttpSource:
 
     def read(self, path: str, start: int) -> Stream:
         """See ``Source.read``."""
-        address = self._parts._replace(path=f"{self._parts.path.rstrip('/')}/{quote(path)}")
+        address = self._parts._replace(path=f"{self._path}/{quote(path)}", query=self._query)
         headers = {"Accept-Encoding": "identity", "User-Agent": "segshards"}
         if start:
             headers["Range"] = f"bytes={start}-"
         request = urllib.request.Request(urlunsplit(address), headers=headers)
         with _http_faults(self._timeout):
             answer = self._opener.open(request, timeout=self._timeout)
-        begins, total = _range_of(answer, start)
+            begins, total = _range_of(answer, start)
 
         def more() -> bytes:
             with _http_faults(self._timeout):
@@ -141,6 +154,8 @@ def _http_faults(timeout: float) -> Iterator[None]:
         raise FaultError(f"no connection: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         raise FaultError(f"connection lost: {str(error) or type(error).__name__}") from error
+    except ValueError as error:  # a redirect to no URL, a length of thousands of digits, a host of odd letters
+        raise RefusedError(f"address or answer not understood: {first_line(error)}") from error
 
 
 class FsspecSource:
@@ -153,7 +168,7 @@ class FsspecSource:
     def _connect(self) -> None:
         import fsspec  # here: sets in a folder never need it
 
-        scheme, plain = self._url.partition(":")[0], self._url.partition("?")[0]
+        scheme, plain = self._url.partition(":")[0], shown(self._url)
         try:
             self._files, self._root = fsspec.url_to_fs(self._url)
             self._process = os.getpid()

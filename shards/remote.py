@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shards.ahead import unwanted
 from shards.cache import Cache, CacheSettings, Part
 from shards.errors import FormatError, SegshardsError, UserError
-from shards.fetch import ChangedError, FaultError, MissingError, RefusedError, Source, Stream, source_at
+from shards.fetch import ChangedError, FaultError, MissingError, RefusedError, Source, Stream, shown, source_at
 from shards.local import PROOFS, OpenFile
 from shards.recent import LOCK, Recent
 
@@ -32,6 +33,7 @@ FETCHERS = 2  # threads that read ahead
 SLOWEST = 1024  # bytes a second; what is slower counts as stalled
 FIRST_RETRIES = 2  # at most, for the manifest: a wrong address should show soon
 FURTHER = 1 << 16  # bytes that make a connection worth it, though it failed
+PAUSE = 0.1  # seconds between looks whether anybody waits
 USED = 60.0  # seconds between notes that a file is in use
 ROTTEN = "what is written there comes back changed: the disk is failing"
 CHANGED = "the remote file has changed under the same name, or its copy there is damaged: publish the whole set again"
@@ -55,7 +57,7 @@ class RemoteStore:
 
     def __init__(self, url: str, settings: CacheSettings) -> None:
         """Raises UserError where nothing here can read such a URL."""
-        self.name = url.partition("?")[0].rstrip("/")  # what follows may be a secret
+        self.name = shown(url)
         self._url, self._settings = url, settings
         self._source: Source = source_at(url, settings.timeout)
         self._cache = Cache(settings)
@@ -128,7 +130,7 @@ class RemoteStore:
         try:
             if self._opened(file).sha256() != file.sha256:
                 self._renewed(file)
-        except SegshardsError as error:
+        except FormatError as error:
             return str(error)
         return None
 
@@ -223,10 +225,11 @@ class RemoteStore:
             raise FaultError(f"connection cut after {part.length} of {file.bytes} bytes")
 
     def _pieces(self, stream: Stream) -> Iterator[bytes]:
-        """What comes; raises FaultError where too little does."""
+        """What comes; raises FaultError where too little does, UserError where nobody waits for it any more."""
         began, came = time.monotonic(), 0
         while data := stream.more():
             yield data
+            _check_wanted(self.name)
             came += len(data)
             took = time.monotonic() - began
             if took > self._settings.timeout:
@@ -262,11 +265,20 @@ class RemoteStore:
                 if failed > retries:
                     tried = f"{failed} tries" if failed > 1 else "1 try"
                     raise UserError(f"{where}: {error}, after {tried}: {_REMEDY_FAULT}") from error
-            time.sleep(min(self._settings.pause * 2 ** (failed - 1), self._settings.timeout))
+            end = time.monotonic() + min(self._settings.pause * 2 ** (failed - 1), self._settings.timeout)
+            while (left := end - time.monotonic()) > 0:
+                _check_wanted(self.name)
+                time.sleep(min(left, PAUSE))
 
 
 _REMEDY_REFUSED = "give a URL that this machine may read, signed or public, or credentials where fsspec looks for them"
 _REMEDY_FAULT = "check the address and the network, then run the same again; what has come so far is kept"
+
+
+def _check_wanted(name: str) -> None:
+    """UserError where nobody waits for what this thread fetches, so that a program that is stopped ends."""
+    if unwanted():
+        raise UserError(f"{name}: stopped while a file was fetched; what has come so far is kept")
 
 
 def _first(files: Iterable[File], most: int) -> list[File]:

@@ -93,7 +93,9 @@ def count_labels(
             counts.add(SoftLabel.from_hard(hard), len(members["seg.png"]))
         elif "soft.npz" in members:
             counts.add(decode_soft(members["soft.npz"], f"{where} [soft.npz]"), len(members["soft.npz"]))
-        elif (tags := weak_labels(decode_meta(members["json"], f"{where} [json]"), classes, where)) is not None:
+        elif (
+            tags := weak_labels(decode_meta(members.get("json", b""), f"{where} [json]"), classes, where)
+        ) is not None:
             counts.add_tags(tags)
         advance()
     return counts

@@ -57,7 +57,8 @@ class Store(Protocol):
         """The file on this machine; a remote one is fetched whole and checked; raises FormatError."""
 
     def check(self, file: File) -> str | None:
-        """None if the file's bytes are what the manifest says, else the problem."""
+        """None if the file's bytes are what the manifest says, else the problem; raises UserError where it cannot be
+        fetched at all: then this says nothing of the file."""
 
     def mend(self, file: File) -> bool:
         """After an error: whether this machine's copy was damaged and has been fetched anew, so that reading again

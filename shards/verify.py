@@ -1,6 +1,7 @@
 """Check a whole shard set: every checksum, every member decoded, every invariant. ``seg-shards verify OUT``.
 
-Nothing stops at the first problem: all of them are reported, each naming its file.
+Nothing stops at the first problem: all of them are reported, each naming its file. Only a server or a cache that cannot
+be used ends it: each sample would wait for it again, and it says nothing of the set.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shards.dataset import Sample, ShardDataset, decode_sample
-from shards.errors import FormatError, SegshardsError
+from shards.errors import FormatError
 from shards.local import check_file as check_file
 from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
@@ -27,6 +28,7 @@ def verify(place: Place | Store, advance: Callable[[], None] = lambda: None) -> 
 
     Raises:
         UserError, FormatError: no manifest, or one that is damaged: then nothing else can be trusted.
+        UserError: a file that cannot be fetched: refused, no connection, no room in the cache.
     """
     store = open_store(place, check=False)  # all files are hashed here, and broken ones looked into
     manifest = load_manifest(store)
@@ -58,7 +60,7 @@ def _verify_split(
         try:
             yield from _verify_index(dataset, broken)
             found = dataset.keys()
-        except SegshardsError as error:
+        except FormatError as error:
             yield str(error)
             return
         if keys is not None and found != keys:
@@ -98,7 +100,7 @@ def _verify_sample(
         where = f"{dataset.folder}/{dataset.split}/{Scale.parse(scale).folder} sample {key}"
         try:
             sample = decode_sample(dataset.members(i), len(dataset.classes), where)
-        except SegshardsError as error:
+        except FormatError as error:
             yield str(error)
             continue
         samples[scale] = sample

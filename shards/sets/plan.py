@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from shards.codec import decode_meta, encode_meta
 from shards.dataset import ShardDataset
-from shards.errors import SettingsError
+from shards.errors import FormatError, SettingsError
 from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
 from shards.store import Place, Store, open_store
@@ -65,14 +65,17 @@ class Part:
         return [self.prefix + keys[i] for i in self.indices]
 
     def members(self, scale: str) -> Iterator[dict[str, bytes]]:
-        """suffix -> bytes of each sample at one scale, in the order in which a tar holds them."""
+        """suffix -> bytes of each sample at one scale, in the order in which a tar holds them; raises FormatError."""
         dataset = self.source.split(self.split, scale)
         dataset.ahead(self.indices)
         for i in self.indices:
             found = dataset.members(int(i))
             members = {suffix: found[suffix] for suffix in MEMBER_SUFFIXES if suffix in found}
             if self.prefix:
-                meta = decode_meta(members["json"], f"{dataset.where(int(i))} [json]")
+                where = f"{dataset.where(int(i))} [json]"
+                meta = decode_meta(members.get("json", b""), where)
+                if "key" not in meta:
+                    raise FormatError(where, "metadata names no key; build or copy the set again")
                 members["json"] = encode_meta({**meta, "key": f"{self.prefix}{meta['key']}"})
             yield members
 

@@ -122,7 +122,7 @@ def _shows(dataset: ShardDataset, i: int, classes: Sequence[int], advance: Advan
         soft = decode_soft(members["soft.npz"], f"{where} [soft.npz]")
         shown = np.concatenate([soft.base.ravel(), soft.ids])
     else:
-        tags = weak_labels(decode_meta(members["json"], f"{where} [json]"), count, where)
+        tags = weak_labels(decode_meta(members.get("json", b""), f"{where} [json]"), count, where)
         shown = np.zeros(0, np.int64) if tags is None else tags
     return bool(np.isin(classes, shown).any())
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 import pytest
 
 import shards
-from shards import UserError
+from shards import SettingsError, UserError
 from shards.cache import Cache, CacheSettings, Part
 from shards.manifest import File
 from tests.shards.server import Server, Trouble
@@ -303,6 +303,37 @@ def test_folders_that_cannot_be_written(tmp_path, harm, monkeypatch):
         UserError, match=rf"^the cache {folder} cannot be used \(.*make it writable, or set SEGSHARDS_CACHE"
     ):
         Cache(CacheSettings(folder, most=10)).open(file_of(b"x"), putting(b"x"))
+
+
+def test_a_sound_file_that_does_not_open_now_is_kept(tmp_path, monkeypatch):
+    """Too many files are open in this process, or it is somebody else's: that is no damage."""
+    cache = Cache(CacheSettings(tmp_path))
+    cache.open(file_of(b"x"), putting(b"x"))
+    opening = os.open
+    for number, remedy in ((errno.EMFILE, "ulimit -n"), (errno.EACCES, "make it writable")):
+
+        def failing(path, *given, number=number):
+            if str(path) == str(cache.path(file_of(b"x"))):
+                raise OSError(number, os.strerror(number), str(path))
+            return opening(path, *given)
+
+        monkeypatch.setattr(os, "open", failing)
+        for asked in (lambda: cache.open(file_of(b"x"), never), lambda: cache.find(file_of(b"x"))):
+            with pytest.raises(UserError, match=rf"cannot be used \({os.strerror(number)}\): .*{remedy}"):
+                asked()
+        assert names(tmp_path) == [file_of(b"x").sha256]
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("shards.cache.Path.home", nobody)
+    for name in ("SEGSHARDS_CACHE", "SEGSHARDS_CACHE_GB"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match="no home folder found for a cache: set SEGSHARDS_CACHE to a folder"):
+        CacheSettings.of()
+    assert CacheSettings.of(tmp_path).folder == tmp_path
 
 
 def test_threads_that_want_one_file_wait_for_the_one_that_fetches_it(tmp_path):

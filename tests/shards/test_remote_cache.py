@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -97,6 +101,34 @@ def test_a_loader_reads_a_remote_set_as_a_local_one(shard_set, quick):
         assert found == expected
         paths = [one.path for one in server.asked]
     assert len(paths) == len(set(paths))
+
+
+@pytest.mark.parametrize("wait", ["for bytes", "for another try", "for another process"])
+def test_a_loader_that_is_stopped_waits_for_no_shard(server, quick, tar_set, wait):
+    """Ctrl-C ends a program at once, whatever its threads are fetching; what has come is kept."""
+    record = shards.load_manifest(tar_set).splits["train"].scales["1/2"].shards[0]
+    part = quick.folder / f"{record.sha256}-{record.bytes}.part"
+    slow = {"for bytes": Trouble(trickle=0.1), "for another try": Trouble(500), "for another process": None}[wait]
+    server.trouble = lambda path, before: slow if path.endswith(".tar") else None
+    loader = Loader(open_half(server, replace(quick, timeout=9, pause=9)), batch=2, threads=2, shuffle=False)
+    quick.folder.mkdir()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with open(part, "wb") as held:
+            if wait == "for another process":
+                fcntl.flock(held, fcntl.LOCK_EX)
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                next(loader.epoch(0))
+            assert time.monotonic() - began < 3
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_files_of_a_wrong_size_are_not_trusted(server, quick, tar_set):

@@ -139,6 +139,30 @@ def test_keys_that_meet_are_refused_and_named(tar_set: Path, tmp_path: Path, mon
     assert not (tmp_path / "both").exists()
 
 
+@pytest.mark.parametrize("without", ["json", "key"])
+def test_samples_that_do_not_say_their_key_get_no_prefix(
+    tar_set: Path, tmp_path: Path, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = builder.members
+
+    def members(*given: object) -> dict[str, bytes]:
+        found = honest(*given)
+        return {**found, "json": b"{}"} if without == "key" else {n: d for n, d in found.items() if n != "json"}
+
+    monkeypatch.setattr(builder, "members", members)
+    odd = build(tmp_path / "odd")
+    shards.manifest.publish(odd.model_copy(update={"dataset": "odd", "digest": ""}), tmp_path / "odd")
+    sources = [OpenSet.at(tmp_path / "odd"), OpenSet.at(tar_set)]
+    with pytest.raises(shards.FormatError, match=r"test-1-00000.tar sample city/test_000 \[json\]: metadata"):
+        merge(sources, plan_merge(sources, None, prefix=True), tmp_path / "both")
+    if without == "json":  # of an image without a label it says what is shown
+        with pytest.raises(shards.FormatError, match=r"city/test_000 \[json\]: metadata"):
+            plan_subset(sources[0], Choice(splits=("test",), classes=("car",)), 1 << 20)
+        with pytest.raises(shards.FormatError, match=r"city/test_000 \[json\]: metadata"):
+            shards.statistics.count_labels(tmp_path / "odd", "test", "1")
+    assert not (tmp_path / "both").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -100,6 +100,14 @@ def test_truncation_is_found(tmp_path, keep):
         list(scan(path))
 
 
+def test_an_index_that_names_what_no_header_can_hold(tmp_path):
+    """A key of 150 letters fits an index and no tar header: what is read is damaged, the person's settings are not."""
+    data, _ = shard({"a": {"jpg": b"x"}})
+    (tmp_path / "s.tar").write_bytes(data)
+    with pytest.raises(FormatError, match="header differs from the index"):
+        read_sample(tmp_path / "s.tar", IndexEntry("a" * 150, 0, {"jpg": 1}))
+
+
 def test_reading_checks_the_header_against_the_index(tmp_path):
     data, entries = shard({"a": {"jpg": b"x" * 600}})
     path = tmp_path / "a.tar"

@@ -1,0 +1,93 @@
+"""Remote sets among strangers: answers that make no sense, addresses as people write them, secrets in them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import threading
+
+import pytest
+from click.testing import CliRunner
+
+import shards
+from shards import UserError
+from shards.cli import command
+from shards.store import open_store
+from shards.verify import verify
+from tests.shards.remote import TAR, members_of
+from tests.shards.server import Server, Trouble
+
+pytestmark = pytest.mark.usefixtures("no_proxy")
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_verify_ends_where_nothing_can_be_fetched(server, quick, status):
+    """That says nothing of the set, and each of its samples would be waited for."""
+    server.trouble = lambda path, before: Trouble(status) if path.endswith(".tar") else None
+    with pytest.raises(UserError, match=rf"\.tar: .*HTTP {status}"):
+        list(verify(open_store(server.url, quick)))
+    assert server.times(".tar") <= quick.retries + 1
+    server.trouble = lambda path, before: Trouble(404) if path == TAR else None
+    problems = list(verify(open_store(server.url, quick)))
+    assert len(problems) == 3  # the file, and its two samples: a set that lacks a file is damaged
+    assert all(problem.startswith(f"{server.url}/{TAR}") and "not found (HTTP 404" in problem for problem in problems)
+
+
+@pytest.fixture
+def answering():
+    """A server that gives one answer, whatever it is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answer = []
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(answer[0])
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/set", answer
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "200 OK\r\nContent-Length: " + "9" * 5000,
+        f"206 OK\r\nContent-Range: bytes {'0' * 5000}-9/9",
+        "302 Found\r\nLocation: http://[",
+        "302 Found\r\nLocation: http://\u00fc" + "a" * 80,
+    ],
+)
+def test_answers_that_make_no_sense(answering, quick, answer):
+    url, answers = answering
+    answers.append(f"HTTP/1.1 {answer}\r\n\r\n".encode())
+    with pytest.raises(
+        UserError, match=r"^http://127[^ ]*/manifest.json: refused \(address or answer not understood: "
+    ):
+        shards.open(url, split="train", cache=quick)
+
+
+def test_urls_as_people_write_them(tmp_path, quick, tar_set):
+    shutil.copytree(tar_set, tmp_path / "\u00fc x")
+    with Server(tmp_path) as server:
+        ds = shards.open(f"{server.url}/\u00fc x?name=\u00fc&sign=a%2Fb", split="train", scale="1/2", cache=quick)
+        assert ds.members(1) == members_of(tar_set)[1]
+    with pytest.raises(UserError, match=r"^http://\[::1 is no URL \(Invalid IPv6 URL\): expected one such as"):
+        shards.open("http://[::1?secret", split="train", cache=quick)
+
+
+def test_no_message_holds_a_secret(server, quick, monkeypatch):
+    monkeypatch.setenv("SEGSHARDS_CACHE", str(quick.folder))
+    signed = f"{server.url}?token=secret"
+    for words in (["verify", signed, "--quiet"], ["verify", signed], ["cat", signed, "--key", "none"]):
+        done = CliRunner().invoke(command, words)
+        assert "secret" not in f"{done.output}{done.exception}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match=r"^ftp://me@127") as caught:
+            shards.open(f"ftp://me:secret@127.0.0.1:{free.getsockname()[1]}/set", split="train", cache=quick)
+    assert "secret" not in str(caught.value)

@@ -22,6 +22,7 @@ from prep.build.previous import Previous
 from prep.build.publish import check_samples, check_sizes, publish_build, read_quarantine
 from prep.build.settings import Settings, describe_differences, library_versions
 from prep.build.state import BuildState, last_consistent
+from prep.build.unchanged import unchanged_chunks
 from prep.build.update import SplitChange, clear_the_way, compare, is_same, open_previous, prepare, told_changes
 from prep.build.worker import encode_chunks
 from prep.build.writer import ChunkWriter
@@ -87,7 +88,7 @@ def build(
         elif _published(out) != finished:  # since we looked, before the lock was ours
             raise SettingsError(f"another seg-prep finished its build in {out} just now: run the same command again")
         previous = open_previous(plan, finished, out) if finished else None
-        state, journal = _start_or_continue(plan, folder, out, previous)
+        state, journal = _start_or_continue(plan, folder, out, previous, quiet)
         resumed = state.chunks
         with closing(ChunkWriter(plan, folder, journal, state, previous)) as writer:
             _run(plan, _job(plan, previous, folder), writer, workers, quiet)
@@ -146,9 +147,11 @@ def _check_finished(manifest: Manifest, plan: Plan, out: Path) -> None:
     outdir.remove_build_folder(out)  # left behind where a kill came after the manifest
 
 
-def _start_or_continue(plan: Plan, folder: Path, out: Path, previous: Previous | None) -> tuple[BuildState, Journal]:
+def _start_or_continue(
+    plan: Plan, folder: Path, out: Path, previous: Previous | None, quiet: bool
+) -> tuple[BuildState, Journal]:
     path = folder / outdir.JOURNAL
-    head: dict[str, object] = {"settings": plan.identity, "libraries": library_versions()}
+    head: dict[str, object] = {"settings": plan.identity, "libraries": library_versions(), "stamp": plan.stamp}
     lines = read_journal(path)
     if previous:
         return _start_or_continue_update(path, lines, head | {"update": previous.manifest.digest}, out)
@@ -162,13 +165,16 @@ def _start_or_continue(plan: Plan, folder: Path, out: Path, previous: Previous |
     state, length = last_consistent(path, folder, out)
     if "update" in old and (state.chunks < plan.chunk_count or not (folder / outdir.UPDATE).exists()):
         raise FormatError(path, "the update that it is of has lost files: start over with --fresh")
+    if old.get("stamp") != plan.stamp and state.chunks < plan.chunk_count:
+        most = unchanged_chunks(_job(plan, None, folder), plan, folder, state.chunks, quiet)
+        state, length = last_consistent(path, folder, out, most)
     return state, Journal.reopen(path, length)
 
 
 def _start_or_continue_update(
     path: Path, lines: list[tuple[dict[str, Any], int]], head: Mapping[str, object], out: Path
 ) -> tuple[BuildState, Journal]:
-    """An update that began on the same set and the same source goes on; of any other nothing is kept."""
+    """An update that began on the same set and the same source, unwritten since, goes on; of any other none is kept."""
     if lines and all(lines[0][0].get(name) == value for name, value in head.items()):
         state, length = last_consistent(path, path.parent, out)
         return state, Journal.reopen(path, length)

@@ -86,9 +86,13 @@ def printable(text: str) -> str:
 
 def place_size(place: Place) -> int:
     """Bytes of a place; -1 where its file is missing."""
-    if isinstance(place, FilePart):
-        return place.length
+    return place.length if isinstance(place, FilePart) else file_status(place)[0]
+
+
+def file_status(path: Path) -> tuple[int, int]:
+    """Bytes of a file, and when it was last written, in nanoseconds; -1 and 0 where it is missing."""
     try:
-        return place.stat().st_size
+        status = path.stat()
     except (OSError, ValueError):  # ValueError: a name that no file can have
-        return -1
+        return -1, 0
+    return status.st_size, status.st_mtime_ns

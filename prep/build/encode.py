@@ -118,8 +118,7 @@ class EncodedSource:
 
 def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSource:
     """Encode a sample at all scales, or say why it cannot be used; or only that the set before has it."""
-    prefix = f"{job.reader.name} {sample.key}: "
-    source = read_source(job.root, split, sample, prefix, FULL in job.scales and not job.weak)
+    source = source_of(job, split, sample)
     if job.known is not None and (line := job.known.find(source.digest)) is not None:
         return EncodedSource(source.digest, kept=line)
     try:
@@ -127,8 +126,18 @@ def encode_sample(job: Job, split: str, sample: RawSample) -> EncodedSource:
             warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and the like: the pixels are what counts
             return EncodedSource(source.digest, tuple(_encode(job, split, source)))
     except (SampleError, SettingsError) as error:  # SettingsError: a key that tar headers cannot hold
-        reason = printable(str(error).removeprefix(prefix))
+        reason = printable(str(error).removeprefix(_prefix(job, sample)))
         return EncodedSource(source.digest, (BadSample(printable(sample.key), split, source.name, reason),))
+
+
+def source_of(job: Job, split: str, sample: RawSample) -> Source:
+    """A sample as it lies on disk now, and its digest."""
+    return read_source(job.root, split, sample, _prefix(job, sample), FULL in job.scales and not job.weak)
+
+
+def _prefix(job: Job, sample: RawSample) -> str:
+    """What names a sample in errors."""
+    return f"{job.reader.name} {sample.key}: "
 
 
 def _encode(job: Job, split: str, source: Source) -> list[EncodedSample]:

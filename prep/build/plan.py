@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from prep.build.settings import Settings
-from prep.places import place_name, place_size
-from prep.raw import FilePart, RawSample, Reader
+from prep.places import file_status, place_name
+from prep.raw import FilePart, Place, RawSample, Reader
 from shards.errors import LayoutError, SettingsError
 from shards.scale import Scale
 
@@ -57,6 +57,31 @@ class Chunk:
     last: bool
 
 
+class _Listing:
+    """What is remembered of all samples while they are gone through: sums over them.
+
+    Attributes:
+        digest: over keys, paths and file sizes.
+        stamp: over the times when files were last written; of files that hold many places, once.
+    """
+
+    def __init__(self) -> None:
+        self.digest, self.stamp = hashlib.sha256(), hashlib.sha256()
+        self._larger = set[Path]()
+
+    def look_at(self, place: Place) -> int:
+        """Bytes of a place; when its file was written goes into the stamp."""
+        if not isinstance(place, FilePart):
+            size, time = file_status(place)
+        elif place.path in self._larger:
+            return place.length
+        else:
+            self._larger.add(place.path)
+            size, time = place.length, file_status(place.path)[1]
+        self.stamp.update(b"%d\n" % time)
+        return size
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a build will do."""
@@ -65,6 +90,7 @@ class Plan:
     settings: Settings
     splits: tuple[SplitPlan, ...]
     listing: str  # sha256 over keys, paths and file sizes
+    stamp: str  # sha256 over the times when the files were last written; no part of the identity
     source_bytes: int
 
     @property
@@ -126,13 +152,13 @@ def make_plan(reader: Reader, settings: Settings) -> Plan:
         SettingsError: a split that is not there.
     """
     check_root(reader, settings.root)
-    digest, total = hashlib.sha256(), 0
+    listing, total = _Listing(), 0
     splits = []
     for name in _choose_splits(reader, settings):
-        split, size = _plan_split(reader, settings, name, digest)
+        split, size = _plan_split(reader, settings, name, listing)
         splits.append(split)
         total += size
-    return Plan(reader, settings, tuple(splits), digest.hexdigest(), total)
+    return Plan(reader, settings, tuple(splits), listing.digest.hexdigest(), listing.stamp.hexdigest(), total)
 
 
 def check_root(reader: Reader, root: Path) -> None:
@@ -168,8 +194,8 @@ def _check_streams(splits: tuple[str, ...], scales: tuple[Scale, ...]) -> None:
             )
 
 
-def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._Hash) -> tuple[SplitPlan, int]:
-    """The split's plan and its bytes; every sample goes into the digest."""
+def _plan_split(reader: Reader, settings: Settings, name: str, listing: _Listing) -> tuple[SplitPlan, int]:
+    """The split's plan and its bytes; every sample goes into the listing."""
     count, labelled, bad, total, last, rising = 0, 0, 0, 0, "", True
     for sample in islice(reader.samples(settings.root, name), settings.limit):
         count += 1
@@ -177,7 +203,7 @@ def _plan_split(reader: Reader, settings: Settings, name: str, digest: hashlib._
         last = sample.key
         labelled += sample.label is not None
         bad += sample.problem is not None
-        total += _add_to_digest(digest, settings, name, sample)
+        total += _add_to_listing(listing, settings, name, sample)
     if not count:
         raise LayoutError(
             f"split '{name}' under {settings.root} holds no samples: expected some; choose another --split"
@@ -208,18 +234,18 @@ def _find_duplicates(reader: Reader, settings: Settings, name: str, count: int) 
     return found
 
 
-def _add_to_digest(digest: hashlib._Hash, settings: Settings, split: str, sample: RawSample) -> int:
-    """Add key, paths, sizes and facts of a sample to the digest; returns its bytes."""
+def _add_to_listing(listing: _Listing, settings: Settings, split: str, sample: RawSample) -> int:
+    """Add key, paths, sizes and facts of a sample; returns its bytes."""
     parts, total = [f"{split}\0{sample.key}\0{sample.problem or ''}"], 0
     for place in (sample.image, sample.label, sample.instances):
         places = place if isinstance(place, tuple) else (place,) if place else ()
         for part in places:
-            size = place_size(part)
+            size = listing.look_at(part)
             total += max(size, 0)
             at = f"@{part.offset}" if isinstance(part, FilePart) else ""
             parts.append(f"{place_name(part, settings.root)}{at}\0{size}")
         parts.append("" if place is None else "end")
     if sample.facts is not None or sample.weak is not None or sample.meta:
         parts.append(repr((sample.facts, sample.weak, dict(sample.meta))))
-    digest.update("\0".join(parts).encode(errors="backslashreplace") + b"\n")
+    listing.digest.update("\0".join(parts).encode(errors="backslashreplace") + b"\n")
     return total

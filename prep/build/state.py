@@ -78,7 +78,7 @@ def chunk_line(
     }
 
 
-def last_consistent(journal: Path, folder: Path, published: Path) -> tuple[BuildState, int]:
+def last_consistent(journal: Path, folder: Path, published: Path, most: int | None = None) -> tuple[BuildState, int]:
     """The furthest state that the files on disk bear out, and the journal's length in bytes up to it.
 
     After a kill this is the last whole line. After a power cut files may be shorter than the journal says: then
@@ -89,10 +89,11 @@ def last_consistent(journal: Path, folder: Path, published: Path) -> tuple[Build
         folder: where the partial shards lie.
         published: the output folder, where a build that was killed while it published has moved some. What lies there
             while a set is updated is the old set's, and bears out nothing but what is kept of it.
+        most: chunks that may count as done, where the source has changed since; None is all.
     """
     lines = read_journal(journal)
     files = _Files(folder, published, "update" in lines[0][0] and not (folder / MOVED).exists())
-    for count in range(len(lines), 1, -1):
+    for count in range(len(lines) if most is None else min(len(lines), most + 1), 1, -1):
         state = BuildState()
         try:
             for line, _ in lines[1:count]:

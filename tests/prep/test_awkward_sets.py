@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prep import pipeline
 from prep.build import outdir, writer
@@ -147,3 +148,74 @@ def test_the_manifest_is_read_once_to_know_whose_files_there_are(
     monkeypatch.setattr(outdir, "is_ours", lambda out: looks.append(out) or is_ours(out))
     assert outdir.foreign_files(tmp_path / "out") == []
     assert len(looks) == 1
+
+
+def stopped(out: Path, chunks: int, monkeypatch: pytest.MonkeyPatch, build: Callable[[], object]) -> None:
+    """A build that is stopped after so many chunks."""
+    write = writer.ChunkWriter.write
+
+    def write_and_stop(self: writer.ChunkWriter, *given: object) -> None:
+        write(self, *given)  # type: ignore[arg-type]
+        if self.state.chunks == chunks:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.ChunkWriter, "write", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            build()
+
+
+def flip(path: Path) -> None:
+    """Another pixel, the same size, written a while later."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 255
+    path.write_bytes(data)
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+@pytest.fixture
+def bitmaps(tmp_path: Path) -> Path:
+    """Eight splits of two samples each, whose images keep their size whatever they show."""
+    root = folder_of(tmp_path / "raw", "train", *(f"s{number}" for number in range(7)))
+    for path in (root / "images").rglob("*.png"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".bmp"))
+        path.unlink()
+    return root
+
+
+@pytest.mark.parametrize(("split", "kept"), [("train", 0), ("s1", 2), ("s6", 4)])
+def test_a_sample_that_changes_while_a_build_is_stopped(
+    bitmaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, kept: int
+) -> None:
+    """Also where its file keeps its size: what was done before it stays, the rest is done again."""
+    stopped(tmp_path / "out", 4, monkeypatch, lambda: run_build("folder", bitmaps, tmp_path / "out"))
+    flip(bitmaps / "images" / split / "1.bmp")
+    assert run_build("folder", bitmaps, tmp_path / "out").resumed == kept
+    run_build("folder", bitmaps, tmp_path / "scratch")
+    assert tree(tmp_path / "out") == tree(tmp_path / "scratch")
+
+
+def test_files_that_were_only_written_anew_cost_no_work(
+    bitmaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset that was moved to another disk."""
+    stopped(tmp_path / "out", 4, monkeypatch, lambda: run_build("folder", bitmaps, tmp_path / "out"))
+    moved = tmp_path / "moved"
+    shutil.copytree(bitmaps, moved, copy_function=shutil.copyfile)
+    for path in moved.rglob("*.*"):
+        os.utime(path, ns=(1, 1))
+    assert run_build("folder", moved, tmp_path / "out").resumed == 4
+
+
+def test_a_sample_that_changes_while_an_update_is_stopped(
+    bitmaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_build("folder", bitmaps, tmp_path / "out")
+    flip(bitmaps / "images/s6/0.bmp")
+    stopped(tmp_path / "out", 4, monkeypatch, lambda: run_build("folder", bitmaps, tmp_path / "out", update=True))
+    flip(bitmaps / "images/train/1.bmp")
+    changes = run_build("folder", bitmaps, tmp_path / "out", update=True).changes
+    assert (changes["train"].changed, changes["s6"].changed) == (1, 1)
+    run_build("folder", bitmaps, tmp_path / "scratch")
+    assert tree(tmp_path / "out") == tree(tmp_path / "scratch")

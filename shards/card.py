@@ -72,7 +72,7 @@ def _head(m: Manifest, quarantined: int) -> str:
 def _choices(m: Manifest) -> str:
     """What was chosen for this build and what its labels and metadata mean, as the manifest has it."""
     asked = m.settings.get("options")
-    options = asked.items() if isinstance(asked, dict) else ()
+    options = sorted(asked.items()) if isinstance(asked, dict) else ()
     lines = [f"- `--{name}` {value}\n" for name, value in options]
     if isinstance(m.settings.get("weak"), str):
         lines.append(f"- Pixel labels were turned into image-level labels, for {m.settings['weak']}\n")
@@ -80,9 +80,10 @@ def _choices(m: Manifest) -> str:
 
 
 def _facts(values: Mapping[str, object], indent: str) -> list[str]:
-    """Short values of the manifest's protocol as a list; tables of numbers stay in the manifest."""
+    """Short values of the manifest's protocol as a list, in the order of a manifest that was read, so that equal
+    manifests give equal cards; tables of numbers stay in the manifest."""
     lines = []
-    for name, value in values.items():
+    for name, value in sorted(values.items()):
         words = name.replace("_", " ")
         if isinstance(value, str | bool | int):
             lines.append(f"{indent}- {words}: {value}\n")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from shards.classes import ClassTable
 from shards.dataset import Sample, ShardDataset, decode_sample
 from shards.manifest import Manifest
 from shards.sets.plan import OpenSet
@@ -60,14 +61,7 @@ def common_samples(a: OpenSet, b: OpenSet) -> int:
 def _heads(a: Manifest, b: Manifest) -> Iterator[Difference]:
     """What the manifests say of labels and sizes."""
     if a.classes_digest != b.classes_digest:
-        names, others = a.class_table.names, b.class_table.names
-        place = next((i for i, (x, y) in enumerate(zip(names, others, strict=False)) if x != y), None)
-        found = (
-            f"{len(names)} and {len(others)} classes"
-            if place is None
-            else f"class {place}: {names[place]!r} and {others[place]!r}"
-        )
-        yield Difference(f"class tables differ: {found}")
+        yield Difference(f"class tables differ: {_tables(a.class_table, b.class_table)}")
     if a.filter != b.filter:
         yield Difference(f"filters differ: {a.filter} and {b.filter}")
     if a.protocol != b.protocol:
@@ -78,6 +72,17 @@ def _heads(a: Manifest, b: Manifest) -> Iterator[Difference]:
             yield Difference(f"{what} {name} is in the first set only")
         for name in [name for name in two if name not in one]:
             yield Difference(f"{what} {name} is in the second set only")
+
+
+def _tables(a: ClassTable, b: ClassTable) -> str:
+    """What differs first in two class tables."""
+    place = next((i for i, (x, y) in enumerate(zip(a.names, b.names, strict=False)) if x != y), None)
+    if place is not None:
+        return f"class {place}: {a.names[place]!r} and {b.names[place]!r}"
+    if len(a) != len(b):
+        return f"{len(a)} and {len(b)} classes"
+    columns = ("colours", "wnids", "categories", "things")
+    return f"equal names, other {', '.join(name for name in columns if getattr(a, name) != getattr(b, name))}"
 
 
 def _split(a: OpenSet, b: OpenSet, split: str, exact: bool, advance: Advance) -> Iterator[Difference]:

@@ -78,3 +78,14 @@ def test_the_card_says_what_was_chosen_and_what_metadata_means(shard_set):
     assert "- `--overlap` first\n" in text
     assert "image-level labels, for windows of 512\n" in text
     assert "1.5" not in text
+
+
+def test_the_card_is_that_of_the_manifest_as_it_will_be_read(shard_set):
+    """Which sorts its keys: a set that is converted and converted back must have the card that it had."""
+    from shards.card import card
+    from shards.manifest import load_manifest, manifest_bytes, parse_manifest, seal
+
+    protocol = {"wnids": "given", "labels": {"b": "two", "a": "one"}}
+    settings = {"options": {"overlap": "first", "labels": "published"}}
+    manifest = seal(load_manifest(shard_set).model_copy(update={"protocol": protocol, "settings": settings}))
+    assert card(manifest) == card(parse_manifest(manifest_bytes(manifest), "memory"))

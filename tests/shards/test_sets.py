@@ -324,6 +324,13 @@ def test_class_tables_and_labels_that_differ(tar_set: Path, tmp_path: Path) -> N
     table = shards.ClassTable.make(["road", "van", "pole"])
     other = republished(tmp_path / "other", classes=table.to_dict(), classes_digest=table.digest)
     assert "class tables differ: class 1: 'car' and 'van'" in {str(d) for d in diff(OpenSet.at(tar_set), other)}
+    longer = shards.ClassTable.make([*builder.CLASSES.names, "tree"])
+    third = republished(tmp_path / "third", classes=longer.to_dict(), classes_digest=longer.digest)
+    assert "class tables differ: 3 and 4 classes" in {str(d) for d in diff(OpenSet.at(tar_set), third)}
+    plain = shards.ClassTable.make(builder.CLASSES.names)
+    fourth = republished(tmp_path / "fourth", classes=plain.to_dict(), classes_digest=plain.digest)
+    heads = [str(d) for d in diff(OpenSet.at(tar_set), fourth)]
+    assert heads == ["class tables differ: equal names, other categories, things"]
     splits = other.manifest.splits
     bare = republished(
         tmp_path / "bare", splits={**splits, "test": splits["test"].model_copy(update={"labelled": True})}

@@ -48,8 +48,15 @@ def _split_figures(
     """As `seg-prep` has them, but for what only a source tells; shares are of the largest scale."""
     largest = counts[manifest.scales[0]]
     cells = max(largest.cells, 1)
+    pixels = counts["1"].mass if "1" in counts and counts["1"].cells else None
     classes = [
-        {"id": i, "name": name, "share": float(largest.mass[i]) / cells, "images": int(largest.images[i])}
+        {
+            "id": i,
+            "name": name,
+            **({} if pixels is None else {"pixels": int(pixels[i])}),
+            "share": float(largest.mass[i]) / cells,
+            "images": int(largest.images[i]),
+        }
         for i, name in enumerate(names)
     ]
     return {

@@ -63,6 +63,17 @@ def test_a_converted_set_is_what_seg_prep_would_have_built(
     assert ours == theirs
 
 
+@pytest.mark.parametrize("scales", [(), ("1/2",)])
+def test_a_subset_converts_and_back_to_the_same_bytes(
+    real_pair: dict[str, Path], tmp_path: Path, scales: tuple[str, ...]
+) -> None:
+    """Its card says how many pixels each class has, and only its statistics can tell the converted set that."""
+    subset(plan_subset(OpenSet.at(real_pair["webdataset"]), Choice(scales=scales, first=3), 1 << 20), tmp_path / "set")
+    assert ("%" in (tmp_path / "set" / "README.md").read_text()) == (not scales)
+    converted(converted(tmp_path / "set", tmp_path / "other"), tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(tmp_path / "set")
+
+
 def test_a_set_without_statistics_converts(tar_set: Path, tmp_path: Path) -> None:
     out = converted(tar_set, tmp_path / "out")
     assert list(verify(out)) == []

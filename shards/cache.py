@@ -123,10 +123,15 @@ class Part:
 
 
 class Cache:
-    """The files in one cache folder."""
+    """The files in one cache folder.
 
-    def __init__(self, settings: CacheSettings) -> None:
-        self.folder = settings.folder
+    Args:
+        settings: see there.
+        release: closes files that were removed and are open here, which take space until then; whether there were any.
+    """
+
+    def __init__(self, settings: CacheSettings, release: Callable[[], bool] = lambda: False) -> None:
+        self.folder, self._release = settings.folder, release
         self._most = settings.most
 
     def path(self, file: File) -> Path:
@@ -253,7 +258,7 @@ class Cache:
     def _free(self, size: int) -> bool:
         """Remove so many bytes, since the disk is full; False where there is nothing to remove."""
         with self._locked(self.folder / "lock"):
-            return self._evict(self._entries(), size) > 0
+            return self._release() or self._evict(self._entries(), size) > 0
 
     def _evict(self, entries: list[tuple[float, int, str]], excess: int) -> int:
         """Remove entries of ``excess`` bytes together, those used longest ago first; the bytes that are gone."""

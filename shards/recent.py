@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -60,6 +60,14 @@ class Recent(Generic[T]):
         with LOCK:
             for key in [key for key in self._items if isinstance(key, tuple) and key[0] is token]:
                 self.drop(key)
+
+    def drop_if(self, idle: Callable[[T], bool]) -> int:
+        """Let go of all items of which this is so; how many. It is asked with the lock held: no more than a moment."""
+        with LOCK:
+            found = [key for key, (item, _) in self._items.items() if idle(item)]
+            for key in found:
+                self.drop(key)
+        return len(found)
 
     def drop(self, key: Hashable) -> None:
         """Let go of an item, if it is kept."""

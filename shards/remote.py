@@ -47,7 +47,22 @@ class _InUse:
     noted: float
 
 
-OPEN: Recent[_InUse] = Recent(32)  # by all stores together; those evicted meanwhile go on taking space
+OPEN: Recent[_InUse] = Recent(32)  # by all stores together
+
+
+def _is_removed(kept: _InUse) -> bool:
+    """Whether a file is in the cache no more: it takes space as long as it is open."""
+    return os.fstat(kept.file.fd).st_nlink == 0
+
+
+def _is_idle(kept: _InUse) -> bool:
+    """Whether a removed file was not read of lately."""
+    return time.monotonic() - kept.noted > 2 * USED and _is_removed(kept)
+
+
+def _release() -> bool:
+    """Close all removed files; whether there was any."""
+    return OPEN.drop_if(_is_removed) > 0
 
 
 class RemoteStore:
@@ -60,7 +75,7 @@ class RemoteStore:
         self.name = shown(url)
         self._url, self._settings = url, settings
         self._source: Source = source_at(url, settings.timeout)
-        self._cache = Cache(settings)
+        self._cache = Cache(settings, _release)
         self._open = OPEN.keeper(self)
         self._plan: deque[File] = deque()
         self._fetchers, self._process = 0, os.getpid()
@@ -112,6 +127,7 @@ class RemoteStore:
         now = time.monotonic()
         kept = self._open.get(file.sha256)
         if kept is None or not (proven or kept.file.proven):
+            OPEN.drop_if(_is_idle)
             kept = _InUse(self._opened(file) if proven else self._proved(file), now)
             self._open.put(file.sha256, kept)
         elif now - kept.noted > USED:

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,16 @@ def taken(folder):
         with suppress(FileNotFoundError):  # just renamed or removed
             total += entry.stat().st_size if entry.name != "lock" else 0
     return total
+
+
+def removed(folder):
+    """What leads to files of a folder that this process has open and that are there no more."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            target = str(link.readlink())
+            found += [link] if target.startswith(str(folder)) and target.endswith(" (deleted)") else []
+    return found
 
 
 def held(cache, *contents):
@@ -263,6 +274,44 @@ def test_a_full_disk_gives_up_other_files_first(tmp_path, monkeypatch):
         cache.open(file_of(b"d"), putting(b"d"))
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["other"]  # nothing half there, and all that could go is gone
+
+
+def test_files_that_are_open_do_not_fill_the_disk_for_good(tar_set, tmp_path, monkeypatch):
+    """What is removed takes space while it is open: a set of three shards is read on a disk of two all the same."""
+    folder, write = tmp_path / "cache", os.pwrite
+    sizes = sorted(shard.bytes for shard in shards.load_manifest(tar_set).splits["train"].scales["1/2"].shards)
+
+    def used():
+        there = {str(path): path.stat().st_size for path in folder.iterdir()}
+        return sum({**there, **{str(link.readlink()): link.stat().st_size for link in removed(folder)}}.values())
+
+    def full(fd, data, offset):
+        if used() + len(data) > sum(sizes[1:]) + 2000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    local = shards.open(tar_set, split="train", scale="1/2")
+    with Server(tar_set) as server:
+        ds = shards.open(server.url, split="train", scale="1/2", cache=CacheSettings(folder, most=10**9, timeout=5))
+        for i in (0, 2, 4, 1, 3, 0, 4, 2):
+            assert ds.members(i) == local.members(i)
+
+
+def test_what_was_removed_is_not_kept_open_for_long(tar_set, tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("shards.remote.time.monotonic", lambda: now[0])
+    with Server(tar_set) as server:
+        ds = shards.open(server.url, split="train", scale="1/2", cache=CacheSettings(tmp_path / "cache", timeout=5))
+        first = ds.members(0)
+        for path in (tmp_path / "cache").iterdir():
+            path.unlink()  # as another process does that makes room
+        assert ds.members(0) == first
+
+        assert removed(tmp_path) != []
+        now[0] += 1000
+        ds.members(2)
+        assert removed(tmp_path) == []
 
 
 def test_a_disk_that_takes_no_more_while_a_set_is_read(tar_set, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,13 +25,14 @@ def main_of(command: click.Command) -> Callable[[], None]:
 
     def main() -> None:
         try:
-            code = command.main(standalone_mode=False)
+            code = _run(command)
         except click.UsageError as error:
             fail_usage(error)
         except click.ClickException as error:
             error.show()
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again, it ends us at once, without a traceback
             fail("stopped; run the same command again to go on", 1)
         except SegshardsError as error:
             fail(str(error), 2)
@@ -42,6 +44,19 @@ def main_of(command: click.Command) -> Callable[[], None]:
         sys.exit(code if isinstance(code, int) else 0)
 
     return main
+
+
+def _run(command: click.Command) -> Any:
+    """Run it; what Ctrl-C has become on its way up (zipfile makes a ValueError of it) is Ctrl-C again."""
+    try:
+        return command.main(standalone_mode=False)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise
 
 
 def describe(error: OSError) -> str:

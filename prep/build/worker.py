@@ -105,7 +105,8 @@ def _encode_in_processes(
             while in_flight:
                 yield _result(in_flight)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with _sigint_held():  # a join that is interrupted takes the pool's thread for ended, and all hangs at the exit
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def any_ready(first: Sequence[Future[int]]) -> bool:

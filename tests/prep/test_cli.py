@@ -112,6 +112,15 @@ def test_what_cannot_be_done_is_one_line(
     assert not (tmp_path / "o").exists()
 
 
+def test_a_url_is_no_place_to_write_to(
+    root: Path, tmp_path: Path, seg_prep: SegPrep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "s3://bucket/camvid found" in seg_prep.refused("camvid", "--root", root, "--out", "s3://bucket/camvid")
+    assert not any((tmp_path / "here").iterdir())
+
+
 def test_other_settings_exit_with_2(root: Path, tmp_path: Path, seg_prep: SegPrep) -> None:
     arguments = ("camvid", "--root", root, "--out", tmp_path / "o", "--workers", 1)
     assert seg_prep(*arguments)[0] == 0

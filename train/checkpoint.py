@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,10 @@ NAME = "checkpoint.pt"
 NORMS = "checkpoint-norms.pt"  # the last checkpoint with exact BatchNorm statistics (train/norm_statistics.py)
 NORMS_OF, NORMS_SAMPLES = "norms_of", "norms_samples"  # in its `versions`: the digest of what it was made of, samples
 CLASS_TABLE = "classes.weight"  # of an embedding head: [C, d]
+# What zipfile and torch raise where a file is none of torch's, or a part of it is not what it says.
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 REMEDY = "restore the file from a copy, or train again into a new --out"
 
 
@@ -111,12 +116,16 @@ def load(path: Path) -> Checkpoint:
     if not path.is_file():
         raise FormatError(path, "no checkpoint here; expected the folder of a run that seg-train has saved")
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums and compares none
+            damaged = archive.testzip()
+        values = torch.load(path, map_location="cpu", weights_only=True) if damaged is None else None
     except pickle.UnpicklingError as error:
         raise FormatError(path, f"damaged, or holds more than tensors and plain values; {REMEDY}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise FormatError(path, f"not a readable checkpoint ({reason}); {REMEDY}") from error
+    if damaged is not None:
+        raise FormatError(path, f"damaged: the checksum of its part {damaged} differs; {REMEDY}")
     return _checked(path, values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,36 @@ def test_truncated_and_damaged_files(tmp_path_factory: pytest.TempPathFactory, c
     with pytest.raises(FormatError, match=r"checkpoint.pt: .*(restore|train again)") as caught:
         checkpoint.load(path)
     assert "\n" not in str(caught.value)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_found_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
+) -> None:
+    path, saved = tmp_path_factory.mktemp("flip") / SAVED, example()
+    checkpoint.save(path, saved)
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+    found = None
+    with suppress(FormatError):
+        found = checkpoint.load(path)
+    if found is None:
+        return
+    torch.testing.assert_close(found.model, saved.model, rtol=0, atol=0)
+    torch.testing.assert_close(found.optimiser, saved.optimiser, rtol=0, atol=0)
+    assert {**vars(found), "model": 0, "optimiser": 0} == {**vars(saved), "model": 0, "optimiser": 0}
+
+
+def test_a_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
+    path, saved = tmp_path / SAVED, example()
+    checkpoint.save(path, saved)
+    data = path.read_bytes()
+    weight = saved.model["weight"].numpy().tobytes()
+    assert data.count(weight) == 1
+    path.write_bytes(data.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
+    with pytest.raises(FormatError, match=r"damaged: the checksum of its part .*data/\d+ differs; restore"):
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize(

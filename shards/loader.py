@@ -74,8 +74,10 @@ class Loader(Generic[Out]):
         _check(batch=batch, seed=seed, threads=threads, ahead=ahead, rank=rank, ranks=ranks, window=window, run=run)
         if shuffle:
             check_room([dataset], run, "run=None, window=4")
-        self.dataset, self.batch, self.seed, self.rank, self.ranks = dataset, batch, seed, rank, ranks
-        self.shuffle, self.window, self.run, self.transform = shuffle, window, run, transform
+        self.dataset = dataset
+        self.batch, self.seed, self.rank, self.ranks = int(batch), int(seed), int(rank), int(ranks)  # NumPy's, too
+        self.window, self.run = int(window), None if run is None else int(run)
+        self.shuffle, self.transform = shuffle, transform
         self.threads = cores() if threads is None else threads
         self.ahead = -(-batch // ranks) + 2 * self.threads if ahead is None else ahead
         self._start = self._checked(start) if start is not None else (0, 0)
@@ -94,7 +96,7 @@ class Loader(Generic[Out]):
         first, place = self._start
         if number is not None and number < 0:
             raise SettingsError(f"epoch {number} found; expected one from 0 on")
-        number = first if number is None else number
+        number = first if number is None else int(number)
         return Epoch(self, number, place if number == first else 0)
 
     def state(self) -> dict[str, Any]:
@@ -170,17 +172,17 @@ class Epoch(Iterator[list[Out]], Generic[Out]):
         low, high = share(size, loader.rank, loader.ranks)
         try:
             batch = list(islice(self._samples, high - low))
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         self._position += size
         loader._reached(self._epoch, self._position)
         return batch
 
-    def close(self) -> None:
-        """End the epoch here; no thread of it is left."""
+    def close(self, wait: bool = True) -> None:
+        """End the epoch here; no thread of it is left. Without `wait` each still ends the sample that it is at."""
         self._end = self._position
-        self._samples.close()
+        self._samples.close(wait)
 
     def __enter__(self) -> Epoch[Out]:
         return self
@@ -188,7 +190,7 @@ class Epoch(Iterator[list[Out]], Generic[Out]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(wait=kind is not KeyboardInterrupt)  # Ctrl-C need not wait for a server that does not answer
 
 
 def share(size: int, rank: int, ranks: int) -> tuple[int, int]:
@@ -225,6 +227,8 @@ def _check(**given: int | None) -> None:
     """Raise SettingsError where an argument of `Loader` is out of range."""
     least = {"batch": 1, "ranks": 1, "window": 1, "run": 1, "ahead": 1}
     for name, value in given.items():
+        if value is not None and not isinstance(value, int | np.integer):
+            raise SettingsError(f"{name}={value!r} found; expected a whole number")
         if value is not None and value < least.get(name, 0):
             raise SettingsError(f"{name}={value} found; expected {least.get(name, 0)} or more")
     rank, ranks, batch = given["rank"] or 0, given["ranks"] or 1, given["batch"] or 1

@@ -20,8 +20,9 @@ WINDOW, RUN = 16, 4  # of the usual order
 
 
 def generator(*parts: str | int) -> np.random.Generator:
-    """A random generator that is a pure function of its parts (Philox keyed by their sha256)."""
-    text = "\0".join(f"{type(p).__name__}:{p}" for p in parts)
+    """A random generator that is a pure function of its parts (Philox keyed by their sha256); NumPy's integers are
+    integers."""
+    text = "\0".join(f"str:{part}" if isinstance(part, str) else f"int:{int(part)}" for part in parts)
     key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 

@@ -163,9 +163,25 @@ def test_a_broken_sample_is_an_error_at_its_place(tmp_path: Path, threads: int) 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
+def test_integers_of_numpy_are_integers(train: shards.ShardDataset) -> None:
+    """The same order and a state that JSON holds and any loader takes."""
+    plain = Loader(train, batch=4, seed=3, window=2, run=2, ranks=2)
+    odd = Loader(
+        train, **{name: np.int64(x) for name, x in (("batch", 4), ("seed", 3), ("window", 2), ("run", 2))}, ranks=2
+    )
+    epochs = plain.epoch(1), odd.epoch(np.int32(1))
+    assert keys([next(epochs[0])]) == keys([next(epochs[1])])
+    assert odd.order(np.int64(5)).tolist() == plain.order(5).tolist()
+    state = json.loads(json.dumps(odd.state()))
+    assert state == plain.state()
+    assert keys(Loader(train, batch=4, seed=3, window=2, run=2, ranks=2, start=state).epoch()) == keys(epochs[0])
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
+        ({"batch": 2.5}, "batch=2.5 found; expected a whole number"),
+        ({"rank": "0"}, "rank='0' found; expected a whole number"),
         ({"batch": 0}, "batch=0 found; expected 1 or more"),
         ({"threads": -1}, "threads=-1 found; expected 0 or more"),
         ({"ahead": 0}, "ahead=0 found"),

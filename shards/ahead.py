@@ -39,7 +39,8 @@ class MapAhead(Iterator[Out], Generic[In, Out]):
     """``map(work, items)`` by threads: results come in the items' order, an exception at its place in it.
 
     After an exception, of `work` or of `items`, nothing more is worked on and the iterator is at its end. Dropping it
-    half way is enough to end its threads (each finishes the item it is at); `close` also waits for them.
+    half way is enough to end its threads (each finishes the item it is at); `close` also waits for them, and so does
+    leaving the context, but for Ctrl-C: an item may wait for a server that does not answer.
 
     Args:
         work: called in the threads; must be safe there.
@@ -69,9 +70,9 @@ class MapAhead(Iterator[Out], Generic[In, Out]):
             return self._ready.popleft()
         return self._next() if self._pool else self._alone()
 
-    def close(self) -> None:
+    def close(self, wait: bool = True) -> None:
         """Work on nothing more, and wait until the threads have ended."""
-        self._end(wait=True)
+        self._end(wait)
 
     def __enter__(self) -> MapAhead[In, Out]:
         return self
@@ -79,7 +80,7 @@ class MapAhead(Iterator[Out], Generic[In, Out]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(wait=kind is not KeyboardInterrupt)
 
     def __del__(self) -> None:
         if hasattr(self, "_pool"):

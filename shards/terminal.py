@@ -20,8 +20,13 @@ from shards.errors import SegshardsError
 EVERY = 10.0  # seconds between plain progress lines
 
 
-def main_of(command: click.Command) -> Callable[[], None]:
-    """A console-script entry that runs ``command`` and turns every expected failure into one line and a code."""
+def main_of(command: click.Command, remedy: str = "run the same command again to go on") -> Callable[[], None]:
+    """A console-script entry that runs ``command`` and turns every expected failure into one line and a code.
+
+    Args:
+        command: what runs.
+        remedy: what to do after Ctrl-C.
+    """
 
     def main() -> None:
         try:
@@ -33,7 +38,7 @@ def main_of(command: click.Command) -> Callable[[], None]:
             sys.exit(2)
         except (click.Abort, KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again, it ends us at once, without a traceback
-            fail("stopped; run the same command again to go on", 1)
+            fail(f"stopped; {remedy}", 1)
         except SegshardsError as error:
             fail(str(error), 2)
         except BrokenPipeError:

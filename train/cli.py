@@ -8,6 +8,7 @@ Under torchrun, one process a device.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ Example:
   seg-train --shards pixels=data/cocostuff --shards tags=data/ade20k --recipe larvseg-wa150 --out runs/larvseg
   torchrun --nproc-per-node 4 --no-python seg-train --shards data/demo --recipe demo --out runs/demo
 """
+MEMORY = "use a smaller model or batch, or score later (--set loop.eval_every=0, then seg-eval); --resume goes on"
 SHARDS = (
     "A shard set, in a folder or at a URL; may be repeated. A recipe with a mixture: NAME=DIR, NAME one of its sources."
 )
@@ -155,14 +157,15 @@ def _train(
     setup: Run, sources: Sources | MixedSources, device: str, old: Run | None, start: Start | None, quiet: bool
 ) -> Summary | None:
     """Open or create the run's folder and train; None where a resumed run has no step left."""
-    from train.distributed import join
+    from train.distributed import enough_memory, join
     from train.loop import Trainer
     from train.mixed_stream import make_stream
-    from train.run import check_free, check_same
+    from train.run import alone, check_free, check_same
 
-    with join(device) as world:
+    with join(device) as world, enough_memory(MEMORY), ExitStack() as held:
         if old is not None:
             check_same(old, setup)
+            held.enter_context(alone(setup.folder) if world.first else nullcontext())
         elif world.first:  # before the network, whose weights may have to be fetched
             check_free(setup.folder)
         trainer = Trainer(setup, make_stream(sources, setup.recipe), world, quiet)
@@ -170,6 +173,7 @@ def _train(
             trainer.load()
         else:
             _begin(trainer, start)
+            held.enter_context(alone(setup.folder) if world.first else nullcontext())
         world.wait()
         if old is not None and trainer.step >= setup.recipe.loop.steps:  # its log keeps the summary it has
             say(f"{setup.folder} is finished: step {trainer.step}, nothing left to do", quiet or not world.first)
@@ -207,7 +211,7 @@ def _told(summary: Summary, setup: Run, quiet: bool) -> int:
     return 0
 
 
-main = main_of(command)
+main = main_of(command, "run the same command again, with --resume if it has begun to train, to go on")
 
 if __name__ == "__main__":
     main()

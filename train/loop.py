@@ -198,8 +198,9 @@ class Trainer:
                 if done.asked_to_stop:
                     break
                 if self.val is not None and (self.step % loop.eval_every == 0 or self.step == loop.steps):
+                    self.save()  # scoring takes long, and may fail or be killed
                     self._evaluate(self.val, log)
-                if loop.checkpoint_every and self.step % loop.checkpoint_every == 0 and self.step < loop.steps:
+                elif loop.checkpoint_every and self.step % loop.checkpoint_every == 0 and self.step < loop.steps:
                     self.save()
             self.save()
             seconds = time.perf_counter() - began
@@ -333,8 +334,7 @@ class Trainer:
         values = {name: scores[name] for name in names if name in scores}
         log.write({"step": self.step, "eval": {**values, "per_class": scores["per_class"]}})
         log.curves(self.step, values, "val")
-        if self.world.first:
-            say(f"step {self.step}: val mIoU {per_cent(values['miou'])}", self.quiet)
+        say(f"step {self.step}: val mIoU {per_cent(values['miou'])}", self.quiet or not self.world.first)
 
     def _open_val(self) -> Split:
         """The split that is scored: opened before the first step, as a later refusal would cost a run."""

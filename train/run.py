@@ -9,9 +9,11 @@ A run is opened by its folder alone; nothing in it is trusted before it is check
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,9 +28,10 @@ from train.label_space import LabelSpace
 
 NAME = "run.json"
 FORMAT_VERSION = 1
-# Settings that change when things are written or how things are read, and nothing that is learnt.
+# Settings that change when things are written or how things are read, and nothing that is learnt. loop.accumulate goes
+# with the number of ranks: a run that goes on with fewer of them needs more parts (train/mixture.py, memory).
 FREE = {
-    "name", "description", "expected", "data.workers", "data.loader", "data.check", "loss.search",
+    "name", "description", "expected", "data.workers", "data.loader", "data.check", "loss.search", "loop.accumulate",
     "loop.checkpoint_every", "loop.log_every", "loop.image_every", "loop.eval_every",
 }  # fmt: skip
 
@@ -87,6 +90,26 @@ def check_free(folder: Path) -> None:
         raise UserError(f"{folder} holds a run already: add --resume to continue it, or give another --out")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; expected a folder or a new path")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, as far as its file system has locks: a second process that trains there at the same time
+    would mix its checkpoints and its log with ours.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with open(folder / NAME, "rb+") as file:
+        with suppress(ImportError):  # Windows
+            import fcntl
+
+            try:  # a lock of this process alone: data workers that outlive it have none
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise UserError(f"another process trains in {folder}: wait until it ends, or stop it") from None
+        yield
 
 
 def open_run(folder: Path) -> Run:

@@ -50,6 +50,16 @@ class Positioned(Dataset[Item | Failure], ABC):
         except SegshardsError as error:
             return Failure(error)
 
+    def __getitems__(self, positions: Sequence[int]) -> list[Item | Failure]:
+        """The samples of a batch, up to the first that fails: what follows may each take as long to fail, as where a
+        server does not answer. torch's data workers ask for batches like this."""
+        made: list[Item | Failure] = []
+        for position in positions:
+            made.append(self[position])
+            if isinstance(made[-1], Failure):
+                break
+        return made
+
     @abstractmethod
     def item(self, position: int) -> Item:
         """The augmented sample at `position`; raises SegshardsError. Safe in several threads."""

@@ -76,6 +76,25 @@ def test_without_threads_the_caller_does_the_work_when_asked() -> None:
     assert done == [0]
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
+def test_ctrl_c_waits_for_no_thread(kind: type[BaseException]) -> None:
+    """An item may take minutes, where a server does not answer; any other way out waits."""
+    go = threading.Event()
+
+    def leaves() -> None:
+        with MapAhead(lambda item: item and go.wait(60), range(9), threads=2, bound=4) as found:
+            next(found)
+            if kind is ValueError:
+                threading.Timer(0.1, go.set).start()
+            raise kind
+
+    with pytest.raises(kind):
+        leaves()
+    assert go.is_set() == (kind is ValueError)
+    go.set()
+    assert gone()
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("source", ["work", "items"])
 @pytest.mark.parametrize("at", [0, 7, 39])

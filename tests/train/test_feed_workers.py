@@ -144,6 +144,22 @@ def test_a_connection_that_breaks_is_a_worker_that_ends() -> None:
         source.next()
 
 
+def test_a_process_tries_nothing_more_of_a_batch_after_an_error() -> None:
+    """Each sample may take minutes to fail, where a server does not answer."""
+    tried = multiprocessing.get_context("fork").Array("b", 64)
+
+    def fails(position: int) -> None:
+        tried[position] += 1
+        if position == 5:
+            raise FormatError("shard-00001.tar", "damaged")
+
+    with batches(toy(1, "processes", fails), CPU) as source:
+        assert numbers([next(source)]) == [[0, 1, 2, 3]]
+        with pytest.raises(FormatError, match="damaged"):
+            next(source)
+    assert list(tried[:8]) == [1] * 6 + [0, 0]
+
+
 def test_what_is_said_of_signals_and_shared_memory() -> None:
     assert "was ended by signal 11" in str(feed._died(5, -11, 2, ""))
     assert "/dev/shm larger" in str(

@@ -46,6 +46,8 @@ def open_header(data: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.
             image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise SampleError(f"{where}: not an image file ({len(data)} bytes)") from None
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception as error:  # Pillow's parsers raise many types on damaged files
         raise SampleError(f"{where}: unreadable image header: {error}") from None
     width, height = image.size
@@ -58,6 +60,8 @@ def load_pixels(image: Image.Image, where: str) -> None:
     """Decode an opened image completely; SampleError where the file is truncated or damaged."""
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise SampleError(f"{where}: truncated or damaged image: {error}") from None
 
@@ -121,6 +125,8 @@ def _to_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
         if image.mode in ("I", "I;16", "I;16B", "I;16L"):
             return _grey_to_rgb(image)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except MemoryError:
+        raise
     except Exception as error:  # conversion may decode further frames
         raise SampleError(f"{where}: truncated or damaged image: {error}") from None
 

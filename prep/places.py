@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from prep.raw import FilePart, Place
 from shards.errors import SampleError
 
 MAX_BYTES = 1 << 30
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of files or memory, this machine is: no fault of the source
 
 
 def read_place(place: Place | tuple[FilePart, ...], where: str) -> bytes:
@@ -18,6 +20,7 @@ def read_place(place: Place | tuple[FilePart, ...], where: str) -> bytes:
 
     Raises:
         SampleError: missing, unreadable, no regular file, shorter than the part asked for, or absurdly large.
+        OSError: this process has too many files open, or no memory.
     """
     try:
         if isinstance(place, Path):
@@ -26,6 +29,8 @@ def read_place(place: Place | tuple[FilePart, ...], where: str) -> bytes:
     except FileNotFoundError:
         raise SampleError(f"{where}: missing file") from None
     except OSError as error:
+        if error.errno in _SHORT:
+            raise
         raise SampleError(f"{where}: unreadable file: {error.strerror}") from None
     except ValueError:  # a name that no file can have
         raise SampleError(f"{where}: missing file") from None

@@ -25,6 +25,7 @@ import cv2
 
 from prep.build.encode import EncodedSource, Job, encode_sample
 from prep.build.plan import Chunk
+from prep.raw import RawSample
 from shards.errors import UserError
 
 EncodedChunk = list[EncodedSource]
@@ -66,8 +67,20 @@ def encode_chunks(
 
 
 def encode_chunk(job: Job, chunk: Chunk) -> EncodedChunk:
-    """Encode one chunk in this process."""
-    return [encode_sample(job, chunk.split, sample) for sample in chunk.samples]
+    """Encode one chunk in this process; raises UserError where there is not memory enough."""
+    return [_encode(job, chunk.split, sample) for sample in chunk.samples]
+
+
+def _encode(job: Job, split: str, sample: RawSample) -> EncodedSource:
+    try:
+        return encode_sample(job, split, sample)
+    except (MemoryError, cv2.error) as error:
+        if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+            raise
+        raise UserError(
+            f"{job.reader.name} {sample.key}: not memory enough for it here: run the same command again to continue, "
+            "with fewer --workers or on a larger machine"
+        ) from None
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -163,3 +165,45 @@ def test_a_complete_build_still_says_that_samples_are_bad(tmp_path: Path, seg_pr
     assert code == 1
     assert "1 samples quarantined, more than --max-bad 0" in err
     assert seg_prep(*command, "--max-bad", "1")[0] == 0
+
+
+def _short_of_memory(*_: object, **__: object) -> None:
+    raise MemoryError
+
+
+def _opencv_is_short_of_memory(*_: object) -> None:
+    error = cv2.error("Insufficient memory")
+    error.code = cv2.Error.StsNoMem
+    raise error
+
+
+def _no_more_files(path: Path, _: str) -> bytes:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "message"),
+    [
+        ("PIL.PngImagePlugin.PngImageFile.load", _short_of_memory, "not memory enough"),
+        ("PIL.Image.open", _short_of_memory, "not memory enough"),
+        ("prep.places._read_file", _short_of_memory, "not memory enough"),
+        ("cv2.calcHist", _opencv_is_short_of_memory, "not memory enough"),
+        ("prep.places._read_file", _no_more_files, "Too many open files"),
+    ],
+)
+def test_a_machine_that_is_short_of_something_is_no_fault_of_a_sample(
+    tmp_path: Path,
+    seg_prep: SegPrep,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    fault: Callable[..., None],
+    message: str,
+) -> None:
+    root = fake_camvid(tmp_path / "cv", {"val": 2})
+    command = ("camvid", "--root", root, "--out", tmp_path / "out", "--workers", 1, "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fault)
+        assert message in seg_prep.refused(*command)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert seg_prep(*command)[0] == 0
+    assert quarantine(tmp_path / "out") == []

@@ -6,6 +6,7 @@ every step on, means that each can go on from each.
 
 from __future__ import annotations
 
+import copy
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from tests.train.conftest import recipe
 from tests.train.test_loop import LONG, equal, losses, stop_at, trainer, weights
 from tests.train.test_mixed_stream import make_sets, mixed, opened
 from tests.train.toy_stream import Toy
+from train.batch import Batch
+from train.config import from_dict
 from train.distributed import World
-from train.feed import batches
+from train.feed import Positions, _Announced, _collate, batches
 from train.sources import open_sources
 from train.stream import Positioned, Stream
 
@@ -70,6 +73,7 @@ def truth(start: int) -> list[list[str]]:
 def test_every_step_on_every_number_of_ranks_and_threads(workers: int) -> None:
     for ranks, start in product(RANKS, range(STEPS + 1)):
         assert taken(toy(workers), ranks, start) == truth(start)
+        assert not workers or by_copies(toy(workers, "processes"), ranks, workers, start) == truth(start)
     assert taken(toy(workers, accumulate=3), 4, 1) == truth(1)
 
 
@@ -94,10 +98,65 @@ def test_a_mixture_with_quotas(sets: dict[str, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-@pytest.mark.parametrize(("ranks", "workers", "start"), [(2, 3, 1), (3, 1, 2)])
-def test_a_mixture_in_processes(sets: dict[str, Path], ranks: int, workers: int, start: int) -> None:
-    stream = opened(sets, mixture(workers, "processes"))
-    assert taken(stream, ranks, start) == truth_of_mixture(sets)[start:]
+@pytest.mark.parametrize("number", range(12))
+def test_a_mixture_in_processes(sets: dict[str, Path], number: int) -> None:
+    """All (ranks, workers) and all steps occur, each rank's part by itself."""
+    ranks, workers = RANKS[number % 4], WORKERS[1 + number // 4]
+    start, rank = (number + number // 4) % STEPS, number % ranks
+    stream, share = opened(sets, mixture(workers, "processes")), 24 // ranks
+    with batches(stream, World(torch.device("cpu"), rank, ranks), start) as source:
+        found = [f"{batch.source}:{key}" for batch in source for key in batch.keys]
+    steps = truth_of_mixture(sets)[start:]
+    assert found == list(chain.from_iterable(step[rank * share : (rank + 1) * share] for step in steps))
+
+
+def test_a_mixture_in_copies_of_the_stream(sets: dict[str, Path]) -> None:
+    """What processes do, all of it: each worker has a copy of its own, and makes every n-th batch."""
+    stream, whole = opened(sets, mixture(1, "processes")), truth_of_mixture(sets)
+    for ranks, workers, start in product(RANKS, WORKERS[1:], range(STEPS)):
+        assert by_copies(stream, ranks, workers, start) == whole[start:]
+
+
+def test_a_mixture_of_three_with_quotas(sets: dict[str, Path]) -> None:
+    """3, 2 and 1 parts in each cycle of 6, two of the sources from one shard set."""
+    whole = taken(three(sets, 0), 1, 0)
+    places = [place for step in whole for place in step]
+    parts = [places[at : at + 12] for at in range(0, len(places), 12)]
+    turns = [part[0][0] for part in parts]
+    assert all([part[:2] for part in places[at : at + 12]] == [f"{places[at][0]}:"] * 12 for at in range(0, 96, 12))
+    assert [sorted(turns[at : at + 6]) for at in range(3)] == [list("000112")] * 3
+    for source, one in enumerate(three(sets, 0).streams):
+        own = [key[2:] for key in places if key.startswith(f"{source}:")]
+        assert own == [one.sources.sample(one.index(place), "1").key for place in range(len(own))]
+    for ranks, workers, start in product(RANKS, WORKERS, range(STEPS)):
+        found = (
+            taken(three(sets, workers), ranks, start) if workers != 2 else by_copies(three(sets, 2), ranks, 2, start)
+        )
+        assert found == whole[start:]
+
+
+def three(sets: dict[str, Path], workers: int) -> Any:
+    config = mixture(workers).to_dict()
+    config["mixture"]["sources"] = [
+        {**config["mixture"]["sources"][0], "name": "pixels", "share": 3},
+        {**config["mixture"]["sources"][1], "name": "tags", "share": 2},
+        {**config["mixture"]["sources"][0], "name": "again", "share": 1},
+    ]
+    return opened({**sets, "again": sets["pixels"]}, from_dict(config))
+
+
+def by_copies(stream: Positioned, ranks: int, workers: int, start: int) -> list[list[str]]:
+    """As `taken`, in the way of torch's data workers, without their processes."""
+    parts, each = stream.recipe.loop.accumulate, []
+    for rank in range(ranks):
+        lists = list(_Announced(stream, Positions(stream.recipe, World(torch.device("cpu"), rank, ranks), start)))
+        copies = [copy.deepcopy(stream) for _ in range(workers)]
+        made = [_collate(copies[number % workers].__getitems__(some)) for number, some in enumerate(lists)]
+        each.append([[f"{batch.source}:{key}" for key in batch.keys] for batch in made if isinstance(batch, Batch)])
+    return [
+        list(chain.from_iterable(chain.from_iterable(rank[at : at + parts]) for rank in each))
+        for at in range(0, (STEPS - start) * parts, parts)
+    ]
 
 
 def mixture(workers: int, loader: str = "threads") -> Any:

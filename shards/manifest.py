@@ -25,6 +25,7 @@ from shards.store import Place, Store, open_store
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_BYTES = 1 << 28
+_LEAST = 512  # bytes of a sample in a tar: one header
 _NOT_PLAIN = re.compile(r"[\\:\0]")
 
 
@@ -215,6 +216,15 @@ def _check_counts(manifest: Manifest, where: str | Path) -> None:
             shards_fit = part.store is not None or [s.samples for s in part.shards] == part.groups
             if sum(part.groups) != split.samples or not shards_fit:
                 raise FormatError(where, f"split {name} at {scale}: sample counts do not add up to {split.samples}")
+            if not _hold(part, split.samples):
+                raise FormatError(where, f"split {name} at {scale}: files too small for {split.samples} samples")
+
+
+def _hold(part: ScaleSet, samples: int) -> bool:
+    """Whether files of these sizes can hold so many samples: arrays of that length are made before a file is read."""
+    if part.store is not None:
+        return samples <= sum(file.bytes for file in part.files)  # each has an image and a key, compressed or not
+    return all(shard.samples * _LEAST <= shard.bytes for shard in part.shards)
 
 
 def _is_sealed(manifest: Manifest, data: bytes) -> bool:

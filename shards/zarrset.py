@@ -111,7 +111,10 @@ class ZarrReader:
 
     def _opened(self) -> dict[str, tuple[U64, Bytes]]:
         if not self._arrays:
-            names = sorted({path.partition("/")[0] for path in self._files if "/" in path})
+            found = {path.partition("/")[0] for path in self._files if "/" in path}
+            names = sorted(
+                found, key=lambda name: (name != "key", name)
+            )  # its offsets prove how many samples there are
             unknown = sorted(set(names) - {"key", *MEMBERS})
             if unknown:
                 raise FormatError(self.name, f"holds an unknown member {unknown[0]!r}")
@@ -145,15 +148,17 @@ class ZarrReader:
         (length,), (chunk,) = found
         if length != self._samples + 1 or not 0 < chunk <= MAX_CHUNK:
             raise FormatError(self.name, f"{name}: arrays of the wrong type or length")
-        offsets = np.zeros(-(-length // chunk) * chunk, np.uint64)
-        for number in range(len(offsets) // chunk):
+        parts: list[U64] = []
+        for number in range(-(-length // chunk)):
             file = self._files.get(f"{name}/offsets/c/{number}")
-            if file is not None:
-                data = self._store.whole(file)
-                if len(data) != 8 * chunk:
-                    raise FormatError(f"{self._store.name}/{file.path}", "holds no whole chunk", name)
-                offsets[number * chunk : (number + 1) * chunk] = np.frombuffer(data, "<u8")
-        return offsets[:length]
+            if file is None and name == "key" and (number, chunk) != (0, 1):  # no key is empty: no such chunk is zeros
+                raise FormatError(self.name, f"key: the manifest names no chunk {number} of its offsets")
+            data = bytes(8 * chunk) if file is None else self._store.whole(file)
+            if len(data) != 8 * chunk:
+                path = self.name if file is None else f"{self._store.name}/{file.path}"
+                raise FormatError(path, "holds no whole chunk", name)
+            parts.append(np.frombuffer(data, "<u8"))
+        return np.concatenate(parts)[:length]
 
     def _plain_data(self, name: str) -> PlainBytes | None:
         """The data of a member where it is stored as we do, else None."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import ClassTable, FormatError, SettingsError, UserError, load_manifest
-from shards.manifest import manifest_bytes, parse_manifest, publish_bytes, seal
+from shards.manifest import Manifest, manifest_bytes, parse_manifest, publish_bytes, seal
 from tests.shards.build import CLASSES
 
 
@@ -89,6 +89,16 @@ def test_counts_must_add_up(tar_set):
     split = manifest.splits["train"].model_copy(update={"samples": 4})
     wrong = seal(manifest.model_copy(update={"splits": {**manifest.splits, "train": split}}))
     with pytest.raises(FormatError, match="add up"):
+        parse_manifest(manifest_bytes(wrong), "m")
+
+
+def test_files_must_be_large_enough_for_their_samples(tar_set):
+    draft, count = load_manifest(tar_set).model_dump(mode="json"), 10**12
+    draft["splits"]["train"]["samples"] = count + 3
+    for part in draft["splits"]["train"]["scales"].values():
+        part["groups"][0] = part["shards"][0]["samples"] = count
+    wrong = seal(Manifest.model_validate(draft))
+    with pytest.raises(FormatError, match=f"split train at 1: files too small for {count + 3} samples"):
         parse_manifest(manifest_bytes(wrong), "m")
 
 

@@ -17,6 +17,7 @@ import shards
 from shards import FormatError, zarrset
 from shards.arrays import CHUNKS
 from shards.cache import CacheSettings
+from shards.manifest import Manifest, publish
 from shards.store import open_store
 from shards.zarrset import ABSENT, PlainBytes
 from tests.shards.build import SCALES, build, file_of, seal_anew
@@ -182,3 +183,24 @@ def test_bytes_that_no_file_holds_are_not_allocated(tmp_path, member, drop, fore
     finally:
         tracemalloc.stop()
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_of_samples_that_no_file_holds_is_not_allocated(tmp_path):
+    """Neither by the sizes in a manifest, nor where that lies about these as well."""
+    count = 10**11
+    build(tmp_path, "zarr")
+    for path in tmp_path.glob("train/1/*.zarr/*/offsets/zarr.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "shape": [count + 1]}))
+    draft = seal_anew(tmp_path).model_dump(mode="json")
+    draft["splits"]["train"]["samples"] = count
+    for part in draft["splits"]["train"]["scales"].values():
+        part["groups"] = [count]
+    publish(Manifest.model_validate(draft), tmp_path)
+    with pytest.raises(FormatError, match=f"split train at 1: files too small for {count} samples"):
+        shards.open(tmp_path, "train")
+    for part in draft["splits"]["train"]["scales"].values():
+        part["files"].append({"path": f"{part['store']}/other", "bytes": count, "sha256": "0" * 64})
+    publish(Manifest.model_validate(draft), tmp_path)
+    for call in (lambda ds: ds[0], lambda ds: ds.keys()):
+        with pytest.raises(FormatError, match=r"names no chunk 1 of its offsets|holds no whole chunk"):
+            call(shards.open(tmp_path, "train"))

@@ -93,7 +93,7 @@ def build(
         with closing(ChunkWriter(plan, folder, journal, state, previous)) as writer:
             _run(plan, _job(plan, previous, folder), writer, workers, quiet)
             journal.sync()
-        check_samples(plan, state)
+        check_samples(plan, state, "--update" if previous else "--fresh")
         if previous:
             changes = compare(plan, state, previous, folder)
             if is_same(plan, state, previous):
@@ -130,8 +130,16 @@ def make_checked_plan(reader: Reader, settings: Settings, out: Path | None) -> P
 
 
 def _published(out: Path) -> Manifest | None:
-    """The manifest of a complete build."""
-    return load_manifest(out) if (out / MANIFEST).is_file() and outdir.is_ours(out) else None
+    """The manifest of a complete build; SettingsError where another command has made it."""
+    if not ((out / MANIFEST).is_file() and outdir.is_ours(out)):
+        return None
+    manifest = load_manifest(out)
+    if "dataset" not in manifest.settings:
+        raise SettingsError(
+            f"{out} holds a shard set that seg-prep did not build (seg-shards merge and subset make such): choose "
+            "another --out, or put this build in its place with --fresh"
+        )
+    return manifest
 
 
 def _check_finished(manifest: Manifest, plan: Plan, out: Path) -> None:

@@ -48,14 +48,14 @@ def publish_build(plan: Plan, state: BuildState, folder: Path, out: Path) -> Man
     return manifest
 
 
-def check_samples(plan: Plan, state: BuildState) -> None:
-    """UserError where a split has samples and none can be used."""
+def check_samples(plan: Plan, state: BuildState, again: str = "--fresh") -> None:
+    """UserError where a split has samples and none can be used; `again` is the option that a mended source wants."""
     for split in plan.splits:
         if not state.counts[split.name].samples:
             first = next(bad for bad in state.bad if bad.split == split.name)
             raise UserError(
                 f"split '{split.name}' has no usable sample: all {split.samples} are bad, the first because of "
-                f"'{first.reason}'; mend the source and run again with --fresh, or leave the split out with --split"
+                f"'{first.reason}'; mend the source and run again with {again}, or leave the split out with --split"
             )
 
 

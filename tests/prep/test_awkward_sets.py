@@ -19,6 +19,7 @@ from prep.build.publish import check_sizes
 from shards import load_manifest
 from shards.errors import FormatError, SettingsError
 from shards.lock import take
+from shards.manifest import publish
 from shards.verify import verify
 from tests.fakes import fake_camvid, save
 from tests.prep.builds import SegPrep, run_build, tree
@@ -219,3 +220,13 @@ def test_a_sample_that_changes_while_an_update_is_stopped(
     assert (changes["train"].changed, changes["s6"].changed) == (1, 1)
     run_build("folder", bitmaps, tmp_path / "scratch")
     assert tree(tmp_path / "out") == tree(tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--update"])
+def test_a_set_that_seg_shards_made_is_told_as_such(tmp_path: Path, seg_prep: SegPrep, option: str) -> None:
+    root, out = fake_camvid(tmp_path / "raw", {"val": 2}), tmp_path / "out"
+    run_build("camvid", root, out)
+    publish(load_manifest(out).model_copy(update={"settings": {"subset": {"drawn": 2}, "of": {}}}), out)
+    line = seg_prep.refused("camvid", "--root", root, "--out", out, option)
+    assert "that seg-prep did not build" in line
+    assert seg_prep("camvid", "--root", root, "--out", out, "--quiet", "--fresh")[0] == 0

@@ -354,6 +354,24 @@ def _texts(one: str) -> Iterator[Case]:
                 record["bytes"] = 1 << 40
         store(folder, manifest)
 
+    def many(folder: Path) -> None:
+        """Counts that agree with each other: an order of so many samples would take 800 GB."""
+        manifest = load(folder)
+        train = manifest["splits"]["train"]
+        train["samples"] = 10**11
+        for part in train["scales"].values():
+            part["groups"] = [10**11]
+            part["shards"] = [{**record, "samples": 10**11} for record in part["shards"][:1]]
+        store(folder, manifest)
+        for meta in folder.glob("train/*/*.zarr/*/offsets/zarr.json"):
+            text = json.dumps({**json.loads(meta.read_text()), "shape": [10**11 + 1]})
+            meta.unlink()
+            meta.write_text(text)
+        reseal(folder)
+
+    for base in ("jpeg", "zarr"):
+        name = f"bomb/manifest/10^11 samples/{base}"
+        yield Case(name, "bombs and absurd headers: index", base, many, ("manifest.json",), sealed=True, bomb=True)
     yield Case("bomb/manifest/a shard of a TB", "bombs and absurd headers: index", "jpeg", beyond, (one,), bomb=True)
 
 

@@ -111,6 +111,8 @@ class RemoteStore:
             raise UserError(
                 f"no {path} found in {self.name} ({error}); expected a shard set: check the address"
             ) from error
+        except ChangedError as error:  # an answer to what was not asked: there is no part of it here
+            raise UserError(f"{where}: refused ({error}): {_REMEDY_REFUSED}") from error
         return bytes(data)
 
     def whole(self, file: File) -> bytes:

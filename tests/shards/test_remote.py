@@ -158,6 +158,7 @@ def test_files_that_the_server_will_not_give(server, quick, status, kind, says):
     [
         (Trouble(404), "no manifest.json found in http"),
         (Trouble(403), "refused"),
+        (Trouble(416), r"refused \(HTTP 416"),
         (Trouble(500), "HTTP 500"),
         (Trouble(cut=50), "connection cut after 50 of"),
         (Trouble(stall=50), "nothing came for 0.2 s, after 3 tries"),

@@ -8,6 +8,7 @@ seg-shards verify data/camvid
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -25,6 +26,7 @@ from shards.store import Place, as_folder, as_place, open_store
 from shards.terminal import Progress, main_of, say
 from shards.verify import count_steps, verify
 
+_UNFIT = re.compile(r"[\x00-\x1f\x7f/\\]")  # in a file name; what a sample says of its key is not checked
 MANY_CLASSES = 200  # of more, only those that occur are printed
 PLACE = click.argument("out", type=as_place, metavar="OUT")
 QUIET = click.option("--quiet", is_flag=True, help="Print results only.")
@@ -100,7 +102,9 @@ def _find(out: Place, split: str | None, scale: str | None, key: str | None) -> 
     wanted = scale or manifest.scales[0]
     names = [split] if split else list(manifest.splits)
     datasets = [open_split(out, name, wanted) for name in names]
-    found = next((d for d in datasets if key is None or key in d.keys()), None)  # noqa: SIM118  # not a dict
+    if key is None and not any(map(len, datasets)):
+        raise UserError(f"no sample found in {datasets[0].folder} ({', '.join(names)}): these splits are empty")
+    found = next((d for d in datasets if (len(d) if key is None else key in d.keys())), None)  # noqa: SIM118  # no dict
     if found is None:
         where = datasets[0].folder
         raise UserError(
@@ -143,7 +147,7 @@ def _save(sample: Sample, dataset: ShardDataset, folder: Path, soft: SoftLabel |
         pictures["entropy"] = entropy_map(soft)
     paths = []
     for name, picture in pictures.items():
-        paths.append(folder / f"{sample.key.replace('/', '_')}-{name}.png")
+        paths.append(folder / f"{_UNFIT.sub('_', sample.key)}-{name}.png")
         paths[-1].write_bytes(encode_image(picture, ImageFormat("png")))
     return paths
 

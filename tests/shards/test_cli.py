@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from shards.terminal import describe
+from tests.shards import build as builder
 from tests.shards.build import build
 
 
@@ -37,6 +38,21 @@ def test_cat_prints_and_saves(shard_set, tmp_path):
         assert picture.size == (24, 16)
     assert seg_shards("cat", shard_set, "--key", "city/test_001").returncode == 0
     assert "instances 1" in seg_shards("cat", shard_set, "--split", "train").stdout
+
+
+def test_cat_of_odd_sets(tmp_path, monkeypatch):
+    """A key in metadata is anybody's word, and no name of a file; a split may be empty."""
+    honest = builder.members
+    monkeypatch.setattr(builder, "members", lambda *given: {**honest(*given), "json": b'{"key":"../a\\u0000b"}'})
+    build(tmp_path / "odd")
+    done = seg_shards("cat", tmp_path / "odd", "--save", tmp_path / "pictures")
+    assert done.returncode == 0, done.stderr
+    assert ".._a_b-image.png" in {path.name for path in (tmp_path / "pictures").iterdir()}
+    monkeypatch.setattr(builder, "members", honest)
+    build(tmp_path / "empty", "zarr", samples=0)
+    done = seg_shards("cat", tmp_path / "empty")
+    assert done.returncode == 2
+    assert done.stderr == f"error: no sample found in {tmp_path / 'empty'} (test, train): these splits are empty\n"
 
 
 def test_cat_at_full_size_saves_an_entropy_map_too(shard_set, tmp_path):

@@ -168,6 +168,7 @@ class Epoch(Iterator[list[Out]], Generic[Out]):
     def __next__(self) -> list[Out]:
         loader, size = self._loader, min(self._loader.batch, self._end - self._position)
         if size <= 0:
+            self.close()
             raise StopIteration
         low, high = share(size, loader.rank, loader.ranks)
         try:

@@ -17,6 +17,7 @@ import shards
 from shards import FormatError, Loader, SettingsError, UserError, epoch_order
 from shards.loader import own_places
 from tests.shards.build import build
+from tests.shards.test_ahead import gone
 
 SAMPLES = 13
 
@@ -69,6 +70,9 @@ def test_an_epoch_is_its_order_in_batches(train: shards.ShardDataset, threads: i
         order = epoch_order(train.groups, train.manifest.digest, 3, epoch)
         assert keys(loader.epoch(epoch)) == [[names[i] for i in order[p : p + 5]] for p in (0, 5, 10)]
     assert len(loader) == len(loader.epoch(0)) == 3
+    ended = loader.epoch(0)
+    assert len(list(ended)) == 3
+    assert gone()  # its threads, though it is still here
 
 
 @pytest.mark.parametrize(("batch", "ranks"), [(4, 2), (5, 2), (5, 3), (5, 5), (12, 4)])

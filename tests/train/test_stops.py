@@ -90,7 +90,7 @@ from train.feed import batches
 def stalls(position):
     if position == 6:
         print("stalled", flush=True)
-        threading.Event().wait(100)
+        threading.Event().wait(1000)
 try:
     with batches(toy(work=stalls), CPU) as source:
         list(source)
@@ -109,10 +109,8 @@ def test_ctrl_c_waits_for_no_thread() -> None:
         assert process.stdout.readline() == "stalled\n"
         time.sleep(0.2)  # until the loop waits for that batch
         process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        assert process.communicate(timeout=60)[0] == "out\n"
+        assert process.communicate(timeout=120)[0] == "out\n"
         assert process.returncode == 3
-        assert time.monotonic() - began < 30
     finally:
         process.kill()  # nothing where it has ended
 
@@ -125,7 +123,7 @@ from pathlib import Path
 from train.run import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(100)
+    time.sleep(1000)
 """
 
 

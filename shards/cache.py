@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from shards.ahead import unwanted
 from shards.errors import FormatError, SettingsError, UserError
-from shards.local import OpenFile, open_file
+from shards.local import MORE_FILES, TOO_MANY, OpenFile, open_file
 from shards.lock import is_at
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ FOLDER, GIGABYTES = "SEGSHARDS_CACHE", "SEGSHARDS_CACHE_GB"
 DEFAULT_MOST = 64 * 10**9
 _NAME = re.compile(r"[0-9a-f]{64}(-(\d+)\.part)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OPEN = (errno.EMFILE, errno.ENFILE)
-_NOT_ITS_FAULT = (*_OPEN, errno.EACCES, errno.EPERM, errno.ENOMEM)  # a file that does not open may be sound
+_NOT_ITS_FAULT = (errno.EACCES, errno.EPERM, errno.ENOMEM)  # a file that does not open may be sound
 _READ = 1 << 20
 _DIGITS = 20
 _PAUSE = 0.02  # seconds between looks at a lock that another has
@@ -312,7 +311,7 @@ class Cache:
         except OSError as error:
             remedy = "free space there" if error.errno in _FULL else "make it writable"
             remedy = f"{remedy}, or set {FOLDER} to another place"
-            remedy = "let this process open more files (ulimit -n)" if error.errno in _OPEN else remedy
+            remedy = MORE_FILES if error.errno in TOO_MANY else remedy
             raise UserError(f"the cache {self.folder} cannot be used ({error.strerror}): {remedy}") from error
 
 

@@ -12,7 +12,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Suf
 from zarr.abc.store import Store as ZarrStore
 
 from shards.arrays import MAX_CHUNK
-from shards.errors import FormatError, first_line
+from shards.errors import FormatError, SegshardsError, first_line
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -45,7 +45,7 @@ def open_foreign(
         if stored.shape[0] > MAX_CHUNK << 4:
             raise FormatError(where, f"{name}: arrays of the wrong type or length")
         return np.asarray(stored[:]), ForeignBytes(data, files, where, name)
-    except FormatError:
+    except SegshardsError:  # of the files, or of the way to them
         raise
     except Exception as error:  # zarr raises many types for damaged stores
         raise FormatError(where, f"cannot be opened as a Zarr v3 store ({first_line(error)})") from error
@@ -64,7 +64,7 @@ class ForeignBytes:
         """See ``Bytes.read``."""
         try:
             return np.asarray(self._data[start:end]).tobytes()
-        except FormatError:
+        except SegshardsError:  # of the files, or of the way to them
             raise
         except Exception as error:  # a damaged chunk shows as one of many types
             raise FormatError(self._where, f"{self._name}: cannot be read ({first_line(error)})") from error

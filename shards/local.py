@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.errors import FormatError, UserError
+from shards.errors import FormatError, SegshardsError, UserError
 from shards.recent import LOCK, Recent
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _READ = 1 << 20
 REMEDY = "build or copy it again"
 DAMAGED = f"checksum differs from the manifest: damaged; {REMEDY}"
+TOO_MANY = (errno.EMFILE, errno.ENFILE)
+MORE_FILES = "let this process open more files (ulimit -n)"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -62,13 +64,18 @@ class OpenFile:
 
 
 def open_file(path: str | Path, size: int | None = None, flags: int = 0) -> OpenFile:
-    """Open a regular file of ``size`` bytes (None: any); raises FormatError where there is none."""
+    """Open a regular file of ``size`` bytes (None: any); raises FormatError where there is none, UserError where this
+    process has too many files open."""
     try:
         file = OpenFile(path, os.open(path, _FLAGS | flags))  # O_NONBLOCK: a pipe of that name must not hang
         found = os.fstat(file.fd)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FormatError(path, f"cannot be opened ({reason}); {REMEDY}") from error
+    except OSError as error:
+        if error.errno in TOO_MANY:
+            raise UserError(f"{path} cannot be opened ({error.strerror}): {MORE_FILES}") from error
+        remedy = "change its permissions" if error.errno == errno.EACCES else REMEDY
+        raise FormatError(path, f"cannot be opened ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise FormatError(path, f"cannot be opened ({error}); {REMEDY}") from error
     if not stat.S_ISREG(found.st_mode):
         raise FormatError(path, f"is no file; {REMEDY}")
     if size is not None and found.st_size != size:
@@ -206,7 +213,7 @@ class LocalStore:
             if opened is None:
                 try:
                     opened = self._opened(file)
-                except FormatError:
+                except SegshardsError:
                     continue  # whoever reads it hears of it
                 self._open.put(file.path, opened)
             opened.read_soon()

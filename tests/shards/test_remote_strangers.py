@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import threading
@@ -15,6 +16,7 @@ from shards import UserError
 from shards.cli import command
 from shards.store import open_store
 from shards.verify import verify
+from tests.shards.build import build, seal_anew
 from tests.shards.remote import TAR, members_of
 from tests.shards.server import Server, Trouble
 
@@ -91,3 +93,19 @@ def test_no_message_holds_a_secret(server, quick, monkeypatch):
         with pytest.raises(UserError, match=r"^ftp://me@127") as caught:
             shards.open(f"ftp://me:secret@127.0.0.1:{free.getsockname()[1]}/set", split="train", cache=quick)
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_of_another_layout_says_what_the_server_said(tmp_path, quick):
+    """A refusal is no damage, whoever reads."""
+    build(tmp_path, "zarr")
+    for path in tmp_path.glob("train/1/*.zarr/*/data/zarr.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "attributes": {"by": "somebody else"}}))
+    seal_anew(tmp_path)
+    with Server(tmp_path) as server:
+        ds = shards.open(server.url, split="train", cache=quick)
+        server.trouble = lambda path, before: Trouble(403) if "/offsets/c/" in path or "/data/c/" in path else None
+        with pytest.raises(UserError, match=r"refused \(HTTP 403"):
+            ds.keys()
+        server.trouble = lambda path, before: Trouble(403) if "/data/c/" in path else None
+        with pytest.raises(UserError, match=r"refused \(HTTP 403"):
+            ds.members(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import shards
-from shards import FormatError, local
+from shards import FormatError, UserError, local
 from shards.local import LocalStore
 from shards.recent import Recent
 from shards.store import open_store
@@ -245,6 +246,29 @@ def test_an_index_of_the_right_size_with_other_content(tmp_path):
     assert sum("0000" in problem for problem in seen) >= 2
     with pytest.raises(FormatError, match=r"train-1-0000\d\.(index\.jsonl|tar)"):
         [shards.open(tmp_path, split="train").members(i) for i in (0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "remedy"),
+    [(errno.EMFILE, UserError, "ulimit -n"), (errno.EACCES, FormatError, "change its permissions")],
+)
+def test_a_sound_file_that_cannot_be_opened_is_not_to_be_built_again(many, monkeypatch, number, kind, remedy):
+    opening = os.open
+
+    def failing(path, *given):
+        if str(path).endswith(".tar"):
+            raise OSError(number, os.strerror(number), str(path))
+        return opening(path, *given)
+
+    ds = shards.open(many, split="train")
+    ds.keys()
+    monkeypatch.setattr(os, "open", failing)
+    ds.ahead(range(12))  # says nothing
+    with pytest.raises(
+        kind, match=rf"train-1-00003\.tar.*cannot be opened \({os.strerror(number)}\).*{remedy}"
+    ) as caught:
+        ds.members(3)
+    assert "again" not in str(caught.value)
 
 
 def test_a_failing_disk_is_named(many, monkeypatch):

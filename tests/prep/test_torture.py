@@ -26,7 +26,7 @@ def torture(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_fifty_trials_end_in_the_bytes_of_an_undisturbed_build() -> None:
-    said = torture("--trials", "50", "--seed", "1")
+    said = torture("--trials", "50", "--seed", "51")  # kills counted in calls hit each phase, whatever the clock does
     cells = [cell.strip() for cell in said.splitlines()[-3].strip("|").split("|")]
     assert cells[:2] == ["all", "50"]
     assert cells[-1] == "50"

@@ -30,6 +30,7 @@ from shards.errors import SettingsError, UserError
 from shards.order import RUN, WINDOW, epoch_order
 
 Out = TypeVar("Out")
+ANNOUNCED = 4096  # samples of which a dataset hears at a time, at most: shards may hold any number
 STATE = {"epoch": int, "position": int, "seed": int, "digest": str, "order": str}
 
 
@@ -218,7 +219,8 @@ def cores() -> int:
 def _announced(loader: Loader[Any], indices: npt.NDArray[np.int64]) -> Iterator[int]:
     """The indices, one by one; the dataset hears of two windows of shards before the first of them is read."""
     groups = loader.dataset.groups
-    window = max(1, -(-len(loader.dataset) // max(1, len(groups))) * loader.window // loader.ranks)
+    window = -(-len(loader.dataset) // max(1, len(groups))) * loader.window // loader.ranks
+    window = max(1, min(window, ANNOUNCED))
     for first in range(0, len(indices), window):
         loader.dataset.ahead(indices[first : first + 2 * window])
         yield from indices[first : first + window].tolist()

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from shards.ahead import MapAhead
 from shards.errors import SegshardsError, SettingsError, UserError
-from shards.loader import cores
+from shards.loader import ANNOUNCED, cores
 from train.batch import Batch, Item, collate
 from train.config import Recipe
 from train.distributed import World
@@ -358,8 +358,10 @@ class _Announced(Sampler[list[int]]):
     def _block(self, lists: Iterator[list[int]]) -> list[list[int]]:
         """The next lists, of as many positions as lie near each other in the shards."""
         block: list[list[int]] = []
-        while sum(map(len, block)) < self.stream.reach and (some := next(lists, None)) is not None:
+        wanted = min(self.stream.reach, ANNOUNCED)
+        while wanted > 0 and (some := next(lists, None)) is not None:
             block.append(some)
+            wanted -= len(some)
         return block
 
 

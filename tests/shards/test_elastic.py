@@ -21,6 +21,7 @@ class Numbers:
         self.groups, self.split, self.folder = groups, "train", "numbers"
         self.manifest = SimpleNamespace(digest="d" * 64)
         self.store = SimpleNamespace(room=None)  # a folder
+        self.told: list[list[int]] = []
 
     def __len__(self) -> int:
         return sum(self.groups)
@@ -29,7 +30,7 @@ class Numbers:
         return index
 
     def ahead(self, indices: Any) -> None:
-        pass
+        self.told.append(list(indices))
 
 
 def opened(rank: int, ranks: int, threads: int, batch: int, start: dict[str, Any] | None = None) -> Loader[int]:
@@ -81,3 +82,13 @@ def test_a_chain_of_setups() -> None:
         if state["epoch"] == 2:
             break
     assert seen == truth(0) + truth(1)
+
+
+def test_of_huge_shards_a_dataset_hears_bit_by_bit() -> None:
+    """Not of a whole window of shards before the first sample is read."""
+    dataset = Numbers([30_000, 30_000])
+    loader = Loader(dataset, batch=100, threads=0)  # type: ignore[arg-type]
+    taken = next(loader.epoch(0))
+    assert len(dataset.told) == 1
+    assert dataset.told[0][:100] == taken
+    assert len(dataset.told[0]) == 2 * 4096

@@ -16,7 +16,7 @@ from shards.codec import ImageFormat, decode_image, encode_image
 from shards.errors import FormatError, SettingsError
 from tests.train.conftest import recipe
 from tests.train.test_loop import trainer
-from tests.train.toy_stream import CPU, data_threads, numbers, toy
+from tests.train.toy_stream import CPU, Toy, data_threads, numbers, toy
 from train import sources
 from train.batch import Batch
 from train.feed import Choice, Sender, Timed, batches, choose, speedup, taken
@@ -81,6 +81,14 @@ def test_the_stream_hears_of_positions_before_they_are_needed(loader: str) -> No
     with batches(stream, CPU) as source:
         assert numbers(source) == [list(range(first, first + 4)) for first in range(0, 24, 4)]
     assert stream.told == [list(range(first, min(first + 16, 24))) for first in (0, 8, 16)]
+
+
+def test_of_huge_shards_the_stream_hears_bit_by_bit() -> None:
+    """Not of a million samples before the first is made."""
+    stream = Toy(recipe(data={"workers": 0}, loop={"batch": 4, "steps": 10**7}), reach=10**9)
+    with batches(stream, CPU) as source:
+        next(source)
+    assert stream.told == [list(range(2 * 4096))]
 
 
 def test_shards_hear_of_samples_in_order(shard_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

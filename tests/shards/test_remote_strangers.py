@@ -98,7 +98,7 @@ def test_no_message_holds_a_secret(server, quick, monkeypatch):
 def test_a_store_of_another_layout_says_what_the_server_said(tmp_path, quick):
     """A refusal is no damage, whoever reads."""
     build(tmp_path, "zarr")
-    for path in tmp_path.glob("train/1/*.zarr/*/data/zarr.json"):
+    for path in tmp_path.glob("train/1/*.zarr/*/*/zarr.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "attributes": {"by": "somebody else"}}))
     seal_anew(tmp_path)
     with Server(tmp_path) as server:

@@ -11,6 +11,7 @@ are set at use); a process that has it open reads on. Only names of the forms ab
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import math
@@ -25,9 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.ahead import unwanted
-from shards.errors import FormatError, SettingsError, UserError
+from shards.errors import FormatError, SegshardsError, SettingsError, UserError
 from shards.local import MORE_FILES, TOO_MANY, OpenFile, open_file
 from shards.lock import is_at
+from shards.recent import Recent
 
 if TYPE_CHECKING:
     from shards.manifest import File
@@ -132,6 +134,7 @@ class Cache:
     def __init__(self, settings: CacheSettings, release: Callable[[], bool] = lambda: False) -> None:
         self.folder, self._release = settings.folder, release
         self._most = settings.most
+        self._failed: Recent[tuple[float, SegshardsError]] = Recent(64)  # when a file was last given up, and why
 
     def path(self, file: File) -> Path:
         """Where a file lies once it is here."""
@@ -148,11 +151,12 @@ class Cache:
             UserError: the file is larger than the cache may be, or the folder is full or cannot be written.
             SegshardsError: what ``fetch`` raises.
         """
+        asked = time.monotonic()
         with self._troubles():
             while True:
                 found = self.find(file)
                 if found is None:
-                    found = self._fetched(file, fetch)
+                    found = self._fetched(file, fetch, asked)
                 if found is not None:
                     return found
 
@@ -190,8 +194,9 @@ class Cache:
             self._most = min(DEFAULT_MOST, (shutil.disk_usage(self.folder).free + used) // 2)
         return self._most
 
-    def _fetched(self, file: File, fetch: Callable[[Part], None]) -> OpenFile | None:
-        """Fetch and publish a file; None where somebody else has done so while we waited for the lock."""
+    def _fetched(self, file: File, fetch: Callable[[Part], None], asked: float) -> OpenFile | None:
+        """Fetch and publish a file; None where somebody else has done so while we waited for the lock. Where another
+        thread has tried since we `asked` (monotonic seconds), its error is ours too: a row of tries takes minutes."""
         if file.bytes > self.most:
             raise UserError(
                 f"{file.path} takes {file.bytes / 1e9:.3g} GB, more than the {self.most / 1e9:.3g} GB that the cache "
@@ -204,12 +209,17 @@ class Cache:
             if self.path(file).exists():
                 path.unlink()
                 return None
+            failed = self._failed.get(file.sha256)
+            if failed is not None and failed[0] > asked:
+                raise copy.copy(failed[1]) from failed[1]
             self._make_room(file.bytes)
             part = Part(path, fd, self._free)
             try:
                 fetch(part)
                 part.sync()
             except BaseException as error:
+                if isinstance(error, SegshardsError) and not unwanted():
+                    self._failed.put(file.sha256, (time.monotonic(), error))
                 if part.length == 0 or (isinstance(error, OSError) and error.errno in _FULL):
                     path.unlink(missing_ok=True)
                 raise

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -109,3 +110,27 @@ def test_a_store_of_another_layout_says_what_the_server_said(tmp_path, quick):
         server.trouble = lambda path, before: Trouble(403) if "/data/c/" in path else None
         with pytest.raises(UserError, match=r"refused \(HTTP 403"):
             ds.members(0)
+
+
+def test_threads_that_wait_for_one_file_give_up_together(server, quick):
+    """Each of them trying anew, one after the other, would take as many times as long to say the same."""
+    server.trouble = lambda path, before: Trouble(stall=100) if path == TAR else None
+    ds = shards.open(server.url, split="train", scale="1/2", cache=replace(quick, timeout=0.5, retries=1))
+    ds.keys()
+    start, said = threading.Barrier(5), []
+
+    def read():
+        start.wait()
+        with pytest.raises(UserError, match=r"nothing came for 0\.5 s, after 2 tries") as caught:
+            ds.members(2)
+        said.append(str(caught.value))
+
+    threads = [threading.Thread(target=read) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 5
+    assert server.times(TAR) < 6  # two, but for a thread that came late; ten by themselves
+    server.trouble = lambda path, before: None
+    assert ds.members(2)  # whoever asks later tries anew

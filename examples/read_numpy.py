@@ -11,7 +11,7 @@ def batches(folder, split="train", scale="1/2", batch=4, rank=0, ranks=1, start=
     """(image uint8 [B, H, W, 3], shares float32 [B, H, W, C], state): hand the last state back as `start` to go on."""
     source = shards.open(folder, split=split, scale=scale)
     loader = shards.Loader(source, batch=batch, seed=0, rank=rank, ranks=ranks, start=start)
-    for samples in filter(None, loader.epoch(0)):  # a last batch of few samples is empty on some ranks
+    for samples in filter(None, loader.epoch()):  # one epoch; a last batch of few samples is empty on some ranks
         shares = np.stack([sample.soft.dense(len(source.classes)) for sample in samples])
         yield np.stack([sample.image for sample in samples]), shares, loader.state()
 

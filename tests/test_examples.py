@@ -111,6 +111,9 @@ def test_numpy_on_ranks_and_continued(example: ModuleType, folder: Path) -> None
     np.testing.assert_array_equal(np.concatenate([ranks[0][0][0], ranks[1][0][0]]), whole[0][0])
     rest = list(example.batches(folder, start=whole[0][2]))
     np.testing.assert_array_equal(rest[0][0], whole[1][0])
+    after = list(example.batches(folder, start=whole[-1][2]))  # the next epoch
+    expected = [ours[int(i)].image for i in shards.Loader(ours, batch=4, seed=0).order(1)]
+    np.testing.assert_array_equal(np.concatenate([image for image, _, _ in after]), np.stack(expected))
 
 
 @using("read_mmseg", "mmseg.datasets")

@@ -3,7 +3,8 @@
     >>> ds = shards.open("data/camvid", split="train", scale="1/2")
     >>> loader = shards.Loader(ds, batch=16, seed=1)
     >>> for batch in loader.epoch(0):          # lists of Sample
-    ...     state = loader.state()             # JSON can hold it; Loader(ds, batch=16, seed=1, start=state) goes on
+    ...     state = loader.state()             # JSON can hold it
+    >>> rest = shards.Loader(ds, batch=16, seed=1, start=state).epoch()     # of this epoch, or at its end the next one
 
 The order of an epoch is `epoch_order`: a pure function of (manifest digest, seed, epoch, window). `batch` counts the
 samples of all ranks: batch b holds places b * batch to (b + 1) * batch - 1 of the order, fewer at its end, and of its

@@ -1,8 +1,8 @@
 """segshards: `shards.Loader`, as README shows it, in the project's own environment.
 
-Modes: documented and fast (the same: image and hard label at scale 1, decoded in place), raw, soft (the stored scale
-1/4, target as sparse planes), soft-dense (the same made dense), quarter-resized (scale 1 read and image and label
-resized together to 1/4, target as in soft).
+Modes: documented and fast (the same: image and hard label at scale 1), raw, soft (the stored scale 1/4, target as
+sparse planes), soft-dense (the same made dense), quarter-resized (scale 1 read and image and label resized together to
+1/4, target as in soft).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from tests.bench.loaders.work import FACTOR, PLANES, Job, Pair, single_threaded,
 
 DISTRIBUTIONS = ("segshards", "simplejpeg", "opencv-python-headless", "pillow", "numba")
 SMALL = f"1/{FACTOR}"
-OTHERWISE = ("raw", "soft", "soft-dense", "quarter-resized")  # than image and hard label as stored
 
 
 class Raw(shards.Loader[Any]):
@@ -32,9 +31,9 @@ def write(job: Job) -> None:
     """Nothing: the source set is ours."""
 
 
-def arrays(batch: shards.Batch) -> Pair:
-    """Images and hard labels."""
-    return batch.images, batch.hard
+def pair(sample: shards.Sample) -> Pair:
+    """Image and hard label."""
+    return sample.image, sample.hard
 
 
 def sparse(sample: shards.Sample) -> Pair:
@@ -72,17 +71,14 @@ def loader(job: Job) -> shards.Loader[Any]:
     small = job.mode in ("soft", "soft-dense")
     dataset = shards.open(job.shards, split="train", scale=SMALL if small else "1")
     kind: Any = Raw if job.mode == "raw" else shards.Loader
-    work = {"soft": sparse, "soft-dense": Dense(job.classes), "quarter-resized": resized}
-    return kind(dataset, batch=job.batch, threads=job.count, transform=work.get(job.mode))
+    work = {"raw": None, "soft": sparse, "soft-dense": Dense(job.classes), "quarter-resized": resized}
+    return kind(dataset, batch=job.batch, threads=job.count, transform=work.get(job.mode, pair))
 
 
 def batches(job: Job) -> Iterator[Pair]:
     """Stacked batches of an epoch."""
     if job.mode != "raw":
         single_threaded()
-    if job.mode not in OTHERWISE:
-        yield from map(arrays, loader(job).stacked(0))
-        return
     for batch in loader(job).epoch(0):
         stacked = together(batch)
         del batch  # or the samples would stay beside it until the next batch is there

@@ -4,7 +4,6 @@
     >>> ds = shards.open("data/camvid", split="train", scale="1/2")      # or "https://...", "s3://...": by a cache here
     >>> sample = ds[0]                                                   # or ds["key"]
     >>> for batch in shards.Loader(ds, batch=16, seed=0).epoch(0): ...   # lists of samples, decoded ahead in threads
-    >>> for batch in shards.Loader(ds, batch=16).stacked(0): ...         # or arrays, decoded in place
     >>> soft = shards.soften(hard, scale="1/4", filter="box")
 
 ``seg-shards --help`` looks into shard sets from the command line, checks them, and makes sets of others (shards.sets).
@@ -24,12 +23,10 @@ from shards.resize import resize_image, resize_image_to
 from shards.scale import Scale
 from shards.soften import resize_pair, soften, soften_to
 from shards.softlabel import SoftLabel
-from shards.stack import Batch
 
 __version__ = "0.1.0"
 __all__ = [
     "IGNORE",
-    "Batch",
     "CacheSettings",
     "ClassTable",
     "FormatError",

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.classes import ClassTable
-from shards.codec.sample import Part, Room, Sample, decode_sample, weak_labels
+from shards.codec.sample import Part, Sample, decode_sample, weak_labels
 from shards.errors import FormatError, SettingsError, UserError
 from shards.manifest import Manifest, load_manifest
 from shards.scale import Scale
@@ -73,16 +73,13 @@ class ShardDataset:
         """Sample by index (negative from the end) or key; raises IndexError, UserError (unknown key), FormatError."""
         return self.sample(index)
 
-    def sample(self, index: int | str, without: tuple[Part, ...] = (), room: Room | None = None) -> Sample:
-        """As ``self[index]``, but what is named in ``without`` is not decoded and None: hard, soft, instances.
-
-        Image and hard label are decoded into the arrays that ``room`` gives, where there is one.
-        """
+    def sample(self, index: int | str, without: tuple[Part, ...] = ()) -> Sample:
+        """As ``self[index]``, but what is named in ``without`` is not decoded and None: hard, soft, instances."""
         i = self.position(index)
         members, where = self._reader.members(i), self._reader.where(i)
         if self._label and self._label not in members:
             raise FormatError(where, "no label found in a labelled split; build or copy the set again", self._label)
-        return decode_sample(members, len(self.classes), where, without, room)
+        return decode_sample(members, len(self.classes), where, without)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

@@ -4,8 +4,6 @@
     >>> loader = shards.Loader(ds, batch=16, seed=1)
     >>> for batch in loader.epoch(0):          # lists of Sample
     ...     state = loader.state()             # JSON can hold it
-    >>> for batch in loader.stacked(1):        # where all samples have one size; else as above
-    ...     batch.images, batch.hard, batch.samples
     >>> rest = shards.Loader(ds, batch=16, seed=1, start=state).epoch()     # of this epoch, or at its end the next one
 
 The order of an epoch is `epoch_order`: a pure function of (manifest digest, seed, epoch, window). `batch` counts the
@@ -19,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import TracebackType
@@ -32,7 +29,6 @@ from shards.ahead import MapAhead
 from shards.dataset import Sample, ShardDataset, check_room
 from shards.errors import SettingsError, UserError
 from shards.order import RUN, WINDOW, epoch_order
-from shards.stack import Batch, Row, Stack
 
 Out = TypeVar("Out")
 ANNOUNCED = 4096  # samples of which a dataset hears at a time, at most: shards may hold any number
@@ -99,20 +95,11 @@ class Loader(Generic[Out]):
         Args:
             number: from 0; None: the one of `start`, 0 without.
         """
-        return Epoch(self, *self._begin(number))
-
-    def stacked(self, number: int | None = None) -> StackedEpoch:
-        """The same batches as arrays, each sample decoded into its row: for sets whose samples have one size.
-
-        Args:
-            number: as in `epoch`.
-
-        Raises:
-            SettingsError: there is a `transform`; later, at the batch: two samples of different sizes.
-        """
-        if self.transform is not None:
-            raise SettingsError("stacked takes no transform, which could change what lies in the arrays; take epoch")
-        return StackedEpoch(self, *self._begin(number))
+        first, place = self._start
+        if number is not None and number < 0:
+            raise SettingsError(f"epoch {number} found; expected one from 0 on")
+        number = first if number is None else int(number)
+        return Epoch(self, number, place if number == first else 0)
 
     def state(self) -> dict[str, Any]:
         """Where the batches taken last end, in the order that all ranks share: what `start` takes."""
@@ -157,19 +144,6 @@ class Loader(Generic[Out]):
             raise UserError(f"the state to start from lies outside of the {len(self.dataset)} samples of {where}")
         return state["epoch"], state["position"]
 
-    def _begin(self, number: int | None) -> tuple[int, int]:
-        """(epoch, position) where an epoch begins; raises SettingsError."""
-        first, place = self._start
-        if number is not None and number < 0:
-            raise SettingsError(f"epoch {number} found; expected one from 0 on")
-        number = first if number is None else int(number)
-        return number, place if number == first else 0
-
-    def _read_into(self, item: tuple[Row, int]) -> Sample:
-        """One sample, decoded into its row."""
-        row, index = item
-        return self.dataset.sample(index, room=row)
-
     def _reached(self, epoch: int, position: int) -> None:
         """Batches up to `position` are taken."""
         whole = position >= len(self.dataset)
@@ -179,17 +153,12 @@ class Loader(Generic[Out]):
 class Epoch(Iterator[list[Out]], Generic[Out]):
     """The batches of one epoch on one rank. Leaving the loop ends its threads; `close` also waits for them."""
 
-    def __init__(self, loader: Loader[Out], epoch: int, position: int, stacks: deque[Stack] | None = None) -> None:
+    def __init__(self, loader: Loader[Out], epoch: int, position: int) -> None:
         self._loader, self._epoch, self._position = loader, epoch, position
         self._end = len(loader.dataset)
         own = own_places(position, self._end, loader.batch, loader.rank, loader.ranks)
         indices = _announced(loader, loader.order(epoch)[own])
-        self._samples: MapAhead[Any, Any]
-        if stacks is None:
-            self._samples = MapAhead(loader.read, indices, loader.threads, loader.ahead)
-        else:
-            rows = _rows(loader, position, indices, stacks)
-            self._samples = MapAhead(loader._read_into, rows, loader.threads, loader.ahead)
+        self._samples = MapAhead(loader.read, indices, loader.threads, loader.ahead)
 
     def __iter__(self) -> Epoch[Out]:
         return self
@@ -227,38 +196,6 @@ class Epoch(Iterator[list[Out]], Generic[Out]):
         self.close(wait=kind is not KeyboardInterrupt)  # Ctrl-C need not wait for a server that does not answer
 
 
-class StackedEpoch(Iterator[Batch]):
-    """The batches of one epoch as arrays, decoded in place; else as `Epoch`."""
-
-    def __init__(self, loader: Loader[Any], epoch: int, position: int) -> None:
-        self._stacks: deque[Stack] = deque()  # of the batches that are begun, in order
-        self._batches: Epoch[Sample] = Epoch(loader, epoch, position, self._stacks)
-
-    def __iter__(self) -> StackedEpoch:
-        return self
-
-    def __len__(self) -> int:
-        """Batches to come."""
-        return len(self._batches)
-
-    def __next__(self) -> Batch:
-        samples = next(self._batches)
-        stack = self._stacks.popleft() if samples else Stack(0)
-        return stack.batch(samples)
-
-    def close(self, wait: bool = True) -> None:
-        """End the epoch here, as `Epoch.close` does."""
-        self._batches.close(wait)
-
-    def __enter__(self) -> StackedEpoch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._batches.__exit__(kind, error, trace)
-
-
 def share(size: int, rank: int, ranks: int) -> tuple[int, int]:
     """(first, end) of a rank's samples among the `size` of a batch."""
     return size * rank // ranks, size * (rank + 1) // ranks
@@ -288,18 +225,6 @@ def _announced(loader: Loader[Any], indices: npt.NDArray[np.int64]) -> Iterator[
     for first in range(0, len(indices), window):
         loader.dataset.ahead(indices[first : first + 2 * window])
         yield from indices[first : first + window].tolist()
-
-
-def _rows(
-    loader: Loader[Any], position: int, indices: Iterator[int], stacks: deque[Stack]
-) -> Iterator[tuple[Row, int]]:
-    """The indices, each with its row in the stack of its batch; a stack joins `stacks` when its first row is taken."""
-    end = len(loader.dataset)
-    for first in range(position, end, loader.batch):
-        low, high = share(min(loader.batch, end - first), loader.rank, loader.ranks)
-        if high > low:
-            stacks.append(Stack(high - low))
-            yield from zip(stacks[-1].rows(), indices, strict=False)
 
 
 def _check(**given: int | None) -> None:

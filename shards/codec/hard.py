@@ -33,19 +33,13 @@ def encode_hard(hard: U16, num_classes: int) -> bytes:
     return _png(hard)
 
 
-def decode_hard(data: bytes, num_classes: int, where: str | Path = "<memory>", out: U16 | None = None) -> U16:
-    """Hard label uint16 [H, W], void 65535; raises FormatError for other modes, damage and ids out of range.
-
-    It is written into ``out``, contiguous, where that is given and has its shape.
-    """
+def decode_hard(data: bytes, num_classes: int, where: str | Path = "<memory>") -> U16:
+    """Hard label uint16 [H, W], void 65535; raises FormatError for other modes, damage and ids out of range."""
     wanted = "L" if num_classes <= VOID8 else "I;16"
-    hard, top = _plain(data, wanted, where, out) or _by_pillow(data, wanted, where)
+    hard, top = _plain(data, wanted, where) or _by_pillow(data, wanted, where)
     if top >= num_classes:
         raise FormatError(where, f"class id {top} found; expected ids below {num_classes} or void")
-    if out is None or hard is out or hard.shape != out.shape:
-        return hard
-    out[...] = hard
-    return out
+    return hard
 
 
 def encode_instances(instances: U16) -> bytes:
@@ -64,13 +58,13 @@ def _png(array: npt.NDArray[np.uint8] | U16) -> bytes:
     return out.getvalue()
 
 
-def _plain(data: bytes, mode: str, where: str | Path, out: U16 | None = None) -> tuple[U16, int] | None:
+def _plain(data: bytes, mode: str, where: str | Path) -> tuple[U16, int] | None:
     """Label and largest class, -1 for none, of a PNG as we write it; None where it is another."""
     header = png_header(data)
     if header is None or header.depth != DEPTHS[mode] or header.height * header.width > MAX_PIXELS:
         return None
     try:
-        return read_grey(data, header, out if out is not None and out.shape == (header.height, header.width) else None)
+        return read_grey(data, header)
     except DamageError as error:
         raise FormatError(where, f"damaged PNG ({error})") from error
 

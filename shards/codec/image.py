@@ -108,53 +108,41 @@ def image_suffix(data: bytes, where: str | Path = "<memory>") -> str:
     raise FormatError(where, "not a JPEG, PNG or WebP image")
 
 
-def decode_image(data: bytes, where: str | Path = "<memory>", out: U8 | None = None) -> U8:
+def decode_image(data: bytes, where: str | Path = "<memory>") -> U8:
     """Decode to RGB uint8 [H, W, 3], pixels as stored (EXIF rotation is not applied).
-
-    Args:
-        data: JPEG, PNG, WebP, ...
-        where: what errors call it.
-        out: an array to write into and return, contiguous, of the size that `image_size` gives.
 
     Raises:
         FormatError: not an image, truncated, over MAX_PIXELS, or of more than 8 bits a channel.
     """
     try:
-        plain = _plain(data, out)
+        plain = _plain(data)
         if plain is not None:
             return plain
         facts = image_facts(data, where)
         if facts.mode not in EIGHT_BIT:
             raise FormatError(where, f"image of mode {facts.mode}; expected 8 bits a channel")
         if facts.suffix == "jpg" and facts.mode in ("RGB", "L"):
-            return _by_turbo(data, (facts.height, facts.width), out)
+            return _by_turbo(data, (facts.height, facts.width))
         with opened(data, where) as image:
-            pixels = np.array(image.convert("RGB"), np.uint8)
-        if out is None:
-            return pixels
-        out[...] = pixels
-        return out
+            return np.array(image.convert("RGB"), np.uint8)
     except (ValueError, OSError, SyntaxError, EOFError) as error:
         raise FormatError(where, f"damaged image ({first_line(error)})") from error
 
 
-def _plain(data: bytes, out: U8 | None = None) -> U8 | None:
+def _plain(data: bytes) -> U8 | None:
     """The pixels of the JPEGs and PNGs that most images are; None for all others. Raises ValueError for damage."""
     header = png_header(data)
     if header is not None:
-        return read_rgb(data, header, out) if header.height * header.width <= MAX_PIXELS else None
+        return read_rgb(data, header) if header.height * header.width <= MAX_PIXELS else None
     size = jpeg_size(data)
-    return _by_turbo(data, size, out) if size is not None and size[0] * size[1] <= MAX_PIXELS else None
+    return _by_turbo(data, size) if size is not None and size[0] * size[1] <= MAX_PIXELS else None
 
 
-def _by_turbo(data: bytes, size: tuple[int, int], out: U8 | None = None) -> U8:
+def _by_turbo(data: bytes, size: tuple[int, int]) -> U8:
     """A JPEG by libjpeg-turbo, which fills in grey what is not there: each 8 x 8 block has one bit at least."""
     if size[0] * size[1] > 64 * 8 * len(data):
         raise ValueError(f"{len(data)} bytes for {size[1]}x{size[0]} pixels")
-    if out is None:
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), np.uint8)
-    simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True, buffer=out)
-    return out
+    return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), np.uint8)
 
 
 def image_size(data: bytes, where: str | Path = "<memory>") -> tuple[int, int]:

@@ -75,35 +75,31 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         at += 12 + length
 
 
-def read_grey(data: bytes, header: PngHeader, out: U16 | None = None) -> tuple[U16, int] | None:
+def read_grey(data: bytes, header: PngHeader) -> tuple[U16, int] | None:
     """Grey pixels uint16 [H, W], 8-bit void 255 as 65535, and the largest value besides void, -1 for none.
 
-    They are written into ``out`` where that is given, contiguous [H, W]. None where the file is not plain. Raises
-    DamageError.
+    None where the file is not plain. Raises DamageError.
     """
     filtered = _filtered(data, header, GREY, header.depth // 8)
     if filtered is None:
         return None
     from shards import kernels_png
 
-    out = np.empty((header.height, header.width), np.uint16) if out is None else out
+    out = np.empty((header.height, header.width), np.uint16)
     kernel = kernels_png.grey8 if header.depth == 8 else kernels_png.grey16
     return out, _checked(kernel(filtered, out))
 
 
-def read_rgb(data: bytes, header: PngHeader, out: U8 | None = None) -> U8 | None:
-    """RGB pixels uint8 [H, W, 3] of 8 bits a channel; None where the file is not plain. Raises DamageError.
-
-    They are written into ``out`` where that is given, contiguous [H, W, 3].
-    """
+def read_rgb(data: bytes, header: PngHeader) -> U8 | None:
+    """RGB pixels uint8 [H, W, 3] of 8 bits a channel; None where the file is not plain. Raises DamageError."""
     filtered = _filtered(data, header, RGB, 3 if header.depth == 8 else 0)
     if filtered is None:
         return None
     from shards import kernels_png
 
-    out = np.empty((header.height, header.width, 3), np.uint8) if out is None else out
-    _checked(kernels_png.colour8(filtered, out.reshape(header.height, -1)))
-    return out
+    out = np.empty((header.height, header.width * 3), np.uint8)
+    _checked(kernels_png.colour8(filtered, out))
+    return out.reshape(header.height, header.width, 3)
 
 
 def _filtered(data: bytes, header: PngHeader, colour: int, bytes_a_pixel: int) -> U8 | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,6 @@ from shards.errors import FormatError
 from shards.softlabel import U16, SoftLabel
 
 Part = Literal["hard", "soft", "instances"]
-
-
-class Room(Protocol):
-    """Arrays that a sample is decoded into; `where` is what errors call it."""
-
-    def image(self, size: tuple[int, int], where: str) -> npt.NDArray[np.uint8]:
-        """uint8 [H, W, 3], contiguous."""
-
-    def hard(self, size: tuple[int, int], where: str) -> U16:
-        """uint16 [H, W], contiguous."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +42,7 @@ class Sample:
     meta: dict[str, Any]
 
 
-def decode_sample(
-    members: Mapping[str, bytes],
-    num_classes: int,
-    where: str,
-    without: tuple[Part, ...] = (),
-    room: Room | None = None,
-) -> Sample:
+def decode_sample(members: Mapping[str, bytes], num_classes: int, where: str, without: tuple[Part, ...] = ()) -> Sample:
     """A Sample from its stored members.
 
     Args:
@@ -66,31 +50,28 @@ def decode_sample(
         num_classes: C of the class table.
         where: what errors call the sample.
         without: what is neither decoded nor checked, and None in the sample.
-        room: gives the arrays that image and hard label are decoded into; None: new ones.
 
     Raises:
         FormatError: naming the member.
-        SettingsError: there is no room for a sample of this size.
     """
     image = next((s for s in ("jpg", "png", "webp") if s in members), None)
     if image is None or "json" not in members:
         raise FormatError(where, f"members {', '.join(members) or 'none'} found; expected an image and json")
     meta = decode_meta(members["json"], f"{where} [json]")
     hard, soft, instances = None, None, None
-    size = image_size(members[image], f"{where} [{image}]")
     if "seg.png" in members and "hard" not in without:
-        out = None if room is None else room.hard(size, where)
-        hard = decode_hard(members["seg.png"], num_classes, f"{where} [seg.png]", out)
+        hard = decode_hard(members["seg.png"], num_classes, f"{where} [seg.png]")
     if "soft.npz" in members and "soft" not in without:
         soft = decode_soft(members["soft.npz"], f"{where} [soft.npz]")
     if "inst.png" in members and "instances" not in without:
         instances = decode_instances(members["inst.png"], f"{where} [inst.png]")
     if soft is not None and soft.largest_id >= num_classes:
         raise FormatError(where, f"class id {soft.largest_id} found; expected ids below {num_classes}", "soft.npz")
+    size = image_size(members[image], f"{where} [{image}]")
     for name, part in (("seg.png", hard), ("soft.npz", soft), ("inst.png", instances)):
         if part is not None and part.shape != size:  # before the image is decoded: a header may claim anything
             raise FormatError(where, f"{part.shape} found for an image of {size}", name)
-    pixels = decode_image(members[image], f"{where} [{image}]", None if room is None else room.image(size, where))
+    pixels = decode_image(members[image], f"{where} [{image}]")
     weak = weak_labels(meta, num_classes, where)
     return Sample(str(meta.get("key", "")), pixels, hard, soft, weak, instances, meta)
 

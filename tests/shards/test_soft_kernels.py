@@ -74,6 +74,22 @@ def test_cells_of_very_many_classes():
         decode_soft(packed(arrays))
 
 
+SOUND = [[4], [1], [3, 1], [2, 2]]
+UNSOUND = [[0], [5], [9], [0, 0], [4, 0], [6, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("weights", [*SOUND, *UNSOUND])
+def test_weights_of_one_cell(weights):
+    """A cell of class 0 and one or two others, of 9: what is left for class 0 is no less than theirs, none is 0."""
+    flags = [1, 0, 0, 0] + [1, 0] * (len(weights) - 1) + [0] * (2 - len(weights))
+    further = np.array([[1, 2][: len(weights)], weights], np.uint8)
+    arrays = {"base": np.zeros((2, 2), np.uint8), "mixed": np.packbits(flags), "further": further}
+    data = packed({**arrays, "denominator": np.array(9, np.uint16)})
+    got = outcome(decode_soft, data)
+    assert got == outcome(soft_oracle.decode_soft, data)
+    assert (got != "FormatError") is (weights in SOUND)
+
+
 @given(soft_labels())
 def test_our_own_files_are_read_without_zipfile(soft):
     assert npz._plain(encode_soft(soft), tuple(DIMENSIONS), _refused) is not None

@@ -22,8 +22,7 @@ from prep.raw import Reader
 from prep.remapped import remapped
 from shards.errors import SettingsError
 from shards.scale import FILTERS, Scale
-from shards.store import as_folder
-from shards.terminal import main_of, say
+from shards.terminal import LocalPath, main_of, say
 
 READER_OPTIONS = ("aug", "descendants", "labels", "map-to", "overlap", "protocol", "release")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -119,7 +118,7 @@ def _shard_options(command: F) -> F:
             metavar="LIST",
             help="Stored shares of the source size.  [default: 1,1/2,1/4,1/8; 1 for image-level labels]",
         ),
-        click.option("--out", type=as_folder, metavar="DIR", help="Folder of the shard set."),
+        click.option("--out", type=LocalPath(), metavar="DIR", help="Folder of the shard set."),
     ):
         command = option(command)
     return command

@@ -24,9 +24,9 @@ from prep.mapping import (
 from prep.mapping.matching import WAYS
 from prep.mapping.union import Union
 from shards.errors import SettingsError
-from shards.terminal import say
+from shards.terminal import LocalPath, say
 
-_OUT = click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the table here, as TSV.")
+_OUT = click.option("--out", type=LocalPath(), metavar="FILE", help="Write the table here, as TSV.")
 _QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -54,9 +54,7 @@ def map_command(source: str, target: str, descendants: bool, out: Path | None, q
 @click.argument("tables", nargs=-1, required=True)
 @click.option("--way", type=click.Choice(WAYS), help="How classes are matched.  [default: by the tables' own rule]")
 @_OUT
-@click.option(
-    "--maps", type=click.Path(path_type=Path), metavar="DIR", help="Write a --classes file for each table here."
-)
+@click.option("--maps", type=LocalPath(), metavar="DIR", help="Write a --classes file for each table here.")
 @_QUIET
 def union_command(tables: tuple[str, ...], way: str | None, out: Path | None, maps: Path | None, quiet: bool) -> int:
     """One class table for a mixture of the datasets TABLES; the first of them is the base.

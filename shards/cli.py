@@ -22,8 +22,8 @@ from shards.picture import blend, colourise, entropy_map, overlay
 from shards.sets.cli import COMMANDS
 from shards.softlabel import SoftLabel
 from shards.statistics import LabelCounts, class_mass, count_labels
-from shards.store import Place, as_folder, as_place, open_store
-from shards.terminal import Progress, main_of, say
+from shards.store import Place, as_place, open_store
+from shards.terminal import LocalPath, Progress, main_of, say
 from shards.verify import count_steps, verify
 
 _UNFIT = re.compile(r"[\x00-\x1f\x7f/\\]")  # in a file name; what a sample says of its key is not checked
@@ -74,7 +74,7 @@ def _ls_line(manifest: Manifest, name: str, scale: str) -> str:
 @click.option("--split", help="Which split; the first that holds the key without it.")
 @click.option("--scale", help="Which scale; the largest stored without it.")
 @click.option("--key", help="Which sample; the first without it.")
-@click.option("--save", type=as_folder, help="Write image, colourised label and entropy map here.")
+@click.option("--save", type=LocalPath(), help="Write image, colourised label and entropy map here.")
 @QUIET
 def cat(out: Place, split: str | None, scale: str | None, key: str | None, save: Path | None, quiet: bool) -> None:
     """Print one sample; with --save write pictures of it."""
@@ -171,7 +171,7 @@ def verify_command(out: Place, quiet: bool) -> int:
 @command.command(epilog="Example: seg-shards stats data/camvid --json /tmp/stats.json")
 @PLACE
 @click.option("--split", help="Only this split.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures here.")
+@click.option("--json", "target", type=LocalPath(), help="Also write the figures here.")
 @QUIET
 def stats(out: Place, split: str | None, target: Path | None, quiet: bool) -> None:
     """Class statistics, counted from the stored labels."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
-from shards.errors import SettingsError
 from shards.local import LocalStore
 
 if TYPE_CHECKING:
@@ -104,12 +103,3 @@ def is_url(place: Place) -> bool:
 def as_place(word: Place) -> Place:
     """What a person has typed: a URL as it is, a folder as a Path."""
     return word if is_url(word) else Path(word)
-
-
-def as_folder(word: Place) -> Path:
-    """What a person has typed for a place to write to; SettingsError for a URL: it would become a folder's name."""
-    if is_url(word):
-        raise SettingsError(
-            f"{word} found for a place to write to; expected a folder on this machine: copy it from there"
-        )
-    return Path(word)

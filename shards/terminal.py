@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,9 +16,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from shards.errors import SegshardsError
+from shards.errors import SegshardsError, SettingsError
 
 EVERY = 10.0  # seconds between plain progress lines
+
+
+class LocalPath(click.Path):
+    """Where a command writes to, as a Path; SettingsError for a URL, which would become a folder of that name.
+
+    Args:
+        dir_okay: whether a folder that is there may be given.
+        file_okay: whether a file may.
+    """
+
+    def __init__(self, *, dir_okay: bool = True, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from shards.store import is_url
+
+        if is_url(value):
+            raise SettingsError(
+                f"{value} found for a place to write to; expected a path on this machine: copy it from there"
+            )
+        return super().convert(value, param, ctx)
 
 
 def main_of(command: click.Command, remedy: str = "run the same command again to go on") -> Callable[[], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -11,7 +12,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+
+from shards.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("shards", "prep", "train")
@@ -203,3 +207,25 @@ def test_every_folder_with_modules_is_a_package():
     folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert len(folders) > len(PACKAGES)
     assert [str(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+WRITES = {"--out", "--save", "--maps", "--report", "--json", "--plot"}
+
+
+def options(command: click.Command) -> Iterator[click.Option]:
+    """The options of a command and of those below it."""
+    yield from (p for p in command.params if isinstance(p, click.Option))
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_command_takes_a_url_for_a_place_to_write_to(script: str) -> None:
+    """It would become a folder "s3:" where the command runs."""
+    module = importlib.import_module(SCRIPTS[script].partition(":")[0])
+    commands = [value for value in vars(module).values() if isinstance(value, click.Command)]
+    written = [o for c in commands for o in options(c) if WRITES & set(o.opts) and not o.is_flag]
+    assert written or script == "seg-norms"  # writes into its run alone
+    for option in written:
+        with pytest.raises(SettingsError, match="s3://bucket/x found for a place to write to"):
+            option.type("s3://bucket/x", option, click.Context(commands[0]))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shards.errors import UserError
-from shards.terminal import main_of, say
+from shards.terminal import LocalPath, main_of, say
 from train.cli_eval import DEVICES
 from train.threads import yield_cores
 
@@ -45,7 +45,7 @@ SHARDS = (
 @click.command(epilog=EPILOG)
 @click.option("--shards", "words", multiple=True, metavar="[NAME=]DIR", help=SHARDS)
 @click.option("--recipe", "recipe_name", help="A recipe's name (see --list) or a TOML file.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--out", type=LocalPath(), help="The run's folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one setting of the recipe.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--start", "place", type=click.Path(path_type=Path), help="Begin from the network of another run.")

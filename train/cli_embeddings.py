@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from shards.terminal import main_of, say
+from shards.terminal import LocalPath, main_of, say
 from train.threads import yield_cores
 
 EPILOG = """\b
@@ -18,7 +18,7 @@ Example:
 
 @click.command(epilog=EPILOG)
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--out", required=True, type=LocalPath(), help="Folder for the results.")
 @click.option(
     "--neighbours", default=10, show_default=True, type=click.IntRange(1), help="Nearest classes listed for each class."
 )

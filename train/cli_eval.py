@@ -11,7 +11,7 @@ import click
 
 from shards.errors import SettingsError
 from shards.store import Place, as_place
-from shards.terminal import Progress, main_of, say
+from shards.terminal import LocalPath, Progress, main_of, say
 from train.threads import yield_cores
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def _pair(text: str, option: str) -> tuple[int, int]:
 @click.option("--split", default="val", show_default=True, help="Which split to score.")
 @click.option("--scales", help="Factors on the input, averaged: 0.5,0.75,1. Default: the recipe's.")
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the scores here.")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. Default: RUN/report-SPLIT.")
+@click.option("--json", "json_file", type=LocalPath(dir_okay=False), help="Write the scores here.")
+@click.option("--report", type=LocalPath(), help="Folder of the report. Default: RUN/report-SPLIT.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES)
 @click.option("--input-scale", help="Scale of the image that the network is shown: 1, 1/4. Default: the recipe's.")
 @click.option("--moving-norms", is_flag=True, help="Leave aside the BatchNorm statistics that seg-norms has made.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shards.errors import SettingsError
-from shards.terminal import main_of, say
+from shards.terminal import LocalPath, main_of, say
 from train.threads import yield_cores
 
 EPILOG = """\b
@@ -30,7 +30,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 @click.command(epilog=EPILOG)
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="model.onnx or model.pt2.")
+@click.option("--out", required=True, type=LocalPath(dir_okay=False), help="model.onnx or model.pt2.")
 @click.option("--format", "kind", type=click.Choice(["onnx", "torch-export"]), help="Default: by the suffix of --out.")
 @click.option("--size", help="H,W that is traced and checked too; with --fixed, the only one: 1024,2048.")
 @click.option("--fixed", is_flag=True, help="One image of --size, all shapes constants (TensorRT likes that).")

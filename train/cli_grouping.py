@@ -11,7 +11,7 @@ import click
 from shards.errors import SettingsError, UserError
 from shards.manifest import publish_bytes
 from shards.store import Place, as_place
-from shards.terminal import Progress, main_of, say
+from shards.terminal import LocalPath, Progress, main_of, say
 from train.cli_eval import BASE, DEVICES
 from train.threads import yield_cores
 
@@ -33,7 +33,7 @@ DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICES
 )
 QUIET = click.option("--quiet", is_flag=True, help="Print errors only.")
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = LocalPath(dir_okay=False)
 RIVALS = "Which categories of an image compete: all that are present, or those that are scored."
 
 

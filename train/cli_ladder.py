@@ -13,7 +13,7 @@ import click
 from shards.errors import SettingsError
 from shards.manifest import publish_bytes
 from shards.store import Place, as_place
-from shards.terminal import Progress, main_of, say
+from shards.terminal import LocalPath, Progress, main_of, say
 from train.cli_eval import DEVICES
 from train.threads import yield_cores
 
@@ -33,7 +33,7 @@ Example:
 """
 PRUNE_EPILOG = "Example: seg-ladder prune --run runs/ldn --shards data/camvid --units all --json pruned.json"
 STRIDES_EPILOG = "Example: seg-ladder strides --run runs/ldn --shards data/camvid --split test --count 8 --out pictures"
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = LocalPath(dir_okay=False)
 SHARED = (
     click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder."),
     click.option("--shards", "shard_set", required=True, type=as_place, metavar="DIR|URL", help="A shard set."),
@@ -120,7 +120,7 @@ def prune(
 @command.command(epilog=STRIDES_EPILOG)
 @_options(*SHARED)
 @click.option("--count", type=click.IntRange(1), default=4, show_default=True, help="How many pictures.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the pictures.")
+@click.option("--out", required=True, type=LocalPath(file_okay=False), help="Folder for the pictures.")
 @click.option("--scores", is_flag=True, help="Score every rung on the whole split, and print IoU by stride.")
 @click.option("--json", "json_file", type=FILE, help="Write the scores here; with --scores.")
 @_options(*COMPUTING)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from shards.terminal import main_of, say
+from shards.terminal import LocalPath, main_of, say
 from train.cli_eval import DEVICES, STRIDE, WINDOW, parse_scales, parse_windows
 from train.threads import yield_cores
 
@@ -24,7 +24,7 @@ LEGEND = "Write NAME.legend.png too: the overlay with its classes named, novel o
 @click.command(epilog=EPILOG)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--out", required=True, type=LocalPath(), help="Folder for the results.")
 @click.option("--scales", help="Factors on the input, averaged: 0.5,0.75,1. Default: the recipe's.")
 @click.option("--flip", is_flag=True, help="Average with the mirror image.")
 @click.option("--top", type=click.IntRange(1), help="Write the K likeliest classes too, to NAME.top.npz.", metavar="K")

@@ -21,12 +21,12 @@ from shards.sets.merge import merge, plan_merge
 from shards.sets.newset import check_new
 from shards.sets.plan import Format, OpenSet
 from shards.sets.subset import Choice, plan_subset, subset
-from shards.store import Place, as_folder, as_place
-from shards.terminal import Progress, say
+from shards.store import Place, as_place
+from shards.terminal import LocalPath, Progress, say
 
 MB = 1_000_000
 MOST_MB = 1_000_000  # of a shard
-OUT = click.option("--out", type=as_folder, required=True, metavar="DIR", help="The new shard set.")
+OUT = click.option("--out", type=LocalPath(), required=True, metavar="DIR", help="The new shard set.")
 QUIET = click.option("--quiet", is_flag=True, help="Print results only.")
 FORMAT = click.option("--format", "format_", type=click.Choice(("webdataset", "zarr")), help="How it is stored.")
 SOURCE = click.argument("source", type=as_place, metavar="DIR|URL")
@@ -114,7 +114,7 @@ def subset_command(
 @click.argument("second", type=as_place, metavar="DIR|URL")
 @click.option("--bytes", "exact", is_flag=True, help="Count stored bytes that differ and decode to the same.")
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="Print so many differences.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write all of them here.")
+@click.option("--json", "target", type=LocalPath(), help="Write all of them here.")
 @QUIET
 def diff_command(first: Place, second: Place, exact: bool, limit: int, target: Path | None, quiet: bool) -> int:
     """Which samples and pixels of two sets differ; exit 1 where any does."""

@@ -479,8 +479,8 @@ def test_the_commands(real_pair: dict[str, Path], tmp_path: Path) -> None:
         (["subset", "--shard-size", "nan"], "--shard-size nan found: expected more than 0 and at most 1,000,000 MB"),
         (["subset", "--shard-size", "inf"], "--shard-size inf found"),
         (["subset", "--shard-size", "0"], "--shard-size 0 found"),
-        (["subset", "--out", "s3://bucket/set"], "s3://bucket/set found for a place to write to; expected a folder"),
-        (["cat", "--save", "s3://bucket/set"], "s3://bucket/set found for a place to write to; expected a folder"),
+        (["subset", "--out", "s3://bucket/set"], "s3://bucket/set found for a place to write to; expected a path"),
+        (["cat", "--save", "s3://bucket/set"], "s3://bucket/set found for a place to write to; expected a path"),
     ],
 )
 def test_options_that_cannot_be(
